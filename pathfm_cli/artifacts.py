@@ -1,0 +1,374 @@
+"""The files verbs exchange: kinds, columns with units, ids, atomic writes, checked reads.
+
+A table is Parquet, a set of tensors is safetensors. Either carries one JSON document under the
+metadata key `pathfm`: schema, kind, id, parents, settings, and where known rows, failed, metrics,
+files. `id` is 12 hex digits of a sha256 over kind, schema, parent ids and settings, so the same
+work has the same name wherever it runs. `docs/artifacts.md` explains every column.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pathfm_cli import errors
+from pathfm_cli.kinds import KINDS
+
+SCHEMA = "pathfm.artifact/1"
+MAX_HEADER_BYTES = 100 << 20
+"""Largest safetensors header that is read; the format's own limit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an artifact says of itself.
+
+    `settings` holds JSON values only. `files` names companions relative to the artifact's folder.
+    """
+
+    kind: str
+    parents: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: int | None = None
+    failed: int | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """12 hex digits of sha256 over kind, schema, parents and settings."""
+        identity = [self.kind, SCHEMA, list(self.parents), self.settings]
+        return hashlib.sha256(_json(identity).encode()).hexdigest()[:12]
+
+    def dumps(self) -> str:
+        """The JSON document kept in the file."""
+        return _json({"schema": SCHEMA, "id": self.id, **dataclasses.asdict(self)})
+
+    def record(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """The handle that flows through a pipe."""
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "id": self.id,
+            "path": os.path.abspath(path),
+        }
+        for name in ("rows", "failed", "metrics"):
+            value = getattr(self, name)
+            if value or (name != "metrics" and value is not None):
+                record[name] = value
+        return record
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """A table read back: rows, header, where it lies, tables attached to it."""
+
+    frame: pl.DataFrame
+    header: Header
+    path: Path
+    attached: Mapping[str, pl.DataFrame]
+
+    def file(self, name: str) -> Path:
+        """Absolute path of the companion file `name`.
+
+        Raises:
+            errors.InputError: the artifact names no such companion, or it is gone.
+        """
+        relative = self.header.files.get(name)
+        if relative is None:
+            raise errors.InputError(f"{self.path} names no {name} file.", "make it again")
+        path = Path(os.path.normpath(self.path.parent.absolute() / relative))
+        if not path.exists():
+            raise errors.InputError(
+                f"{self.path} needs {path}, which is gone.", "run `pathfm index` again"
+            )
+        return path
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
+
+    Leftovers of killed processes are removed. A failure leaves `path` as it was.
+    """
+    final = Path(os.path.abspath(path))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final)
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+        _fsync_folder(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    frame: pl.DataFrame | pl.LazyFrame,
+    header: Header,
+    *,
+    attached: Mapping[str, pl.DataFrame] | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write a table atomically and return its record.
+
+    Args:
+        path: final name.
+        frame: rows; a LazyFrame is streamed, so memory stays constant.
+        header: `rows` and `failed` (rows with `error`) are counted here when they are None.
+        attached: small tables that travel in the metadata.
+        extra: more metadata, such as GeoParquet's `geo`.
+
+    Raises:
+        errors.PathfmError: a column that the kind promises is missing (a bug upstream).
+    """
+    lazy = frame.lazy()
+    names = lazy.collect_schema().names()
+    if missing := [c.name for c in KINDS[header.kind].columns if c.name not in names]:
+        raise errors.PathfmError(f"{header.kind} without column {', '.join(missing)}.")
+    failed = pl.col("error").is_not_null().sum() if "error" in names else pl.lit(0)
+    counts = lazy.select(rows=pl.len(), failed=failed).collect()
+    header = dataclasses.replace(
+        header,
+        rows=int(counts["rows"][0]) if header.rows is None else header.rows,
+        failed=int(counts["failed"][0]) if header.failed is None else header.failed,
+    )
+    metadata = {"pathfm": header.dumps(), **(extra or {})}
+    for name, table in (attached or {}).items():
+        buffer = io.BytesIO()
+        table.write_parquet(buffer, compression="zstd")
+        metadata[f"pathfm.table.{name}"] = base64.b64encode(buffer.getvalue()).decode()
+    with atomic(path) as temporary:
+        if isinstance(frame, pl.LazyFrame):
+            frame.sink_parquet(temporary, metadata=metadata, compression="zstd")
+        else:
+            frame.write_parquet(temporary, metadata=metadata, compression="zstd")
+    return header.record(path)
+
+
+def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
+    """Read a table of one of `kinds` (any table kind when none is named), checked.
+
+    Raises:
+        errors.InputError: missing, truncated, not pathfm's, wrong kind, newer schema, or columns
+            missing.
+    """
+    header, metadata = _peek(Path(path))
+    _expect(path, header, kinds)
+    try:
+        frame = pl.read_parquet(Path(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise errors.InputError(f"{path} cannot be read: {_first_line(error)}.") from error
+    if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
+        raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
+    prefix = "pathfm.table."
+    attached = {
+        key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
+        for key, value in metadata.items()
+        if key.startswith(prefix)
+    }
+    return Table(frame, header, Path(path), attached)
+
+
+def read_header(path: str | os.PathLike[str], *kinds: str) -> Header:
+    """Read only the header of a table or safetensors artifact; a run folder is its checkpoint.
+
+    Raises:
+        errors.InputError: as `read_table`.
+    """
+    header, _ = _peek(Path(path))
+    _expect(path, header, kinds)
+    return header
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The file an artifact argument means: a run folder means its `teacher.safetensors`."""
+    folder = Path(path)
+    return folder / "teacher.safetensors" if folder.is_dir() else folder
+
+
+def finished(
+    path: str | os.PathLike[str], header: Header, *, overwrite: bool = False
+) -> dict[str, Any] | None:
+    """Rerun = resume: the record if `path` already is this very artifact, None if it is to be made.
+
+    Raises:
+        errors.OutputClash: `path` holds something else; the message names what differs.
+    """
+    if overwrite or not os.path.lexists(path):
+        return None
+    hint = "another -o, or --overwrite to replace it"
+    try:
+        old = read_header(path)
+    except errors.InputError as error:
+        raise errors.OutputClash(f"{path} exists and is no pathfm artifact.", hint) from error
+    if old.id == header.id:
+        return old.record(resolve(path))
+    raise errors.OutputClash(f"{path} was made with {differences(old, header)}.", hint)
+
+
+def differences(old: Header, new: Header) -> str:
+    """Name what differs between two headers, shortest first, for a clash message."""
+    if old.kind != new.kind:
+        return f"another kind ({old.kind}, not {new.kind})"
+    left, right = _flatten(old.settings), _flatten(new.settings)
+    changed = [
+        f"{key}={left.get(key)} (now {right.get(key)})"
+        for key in sorted({*left, *right})
+        if left.get(key) != right.get(key)
+    ]
+    if old.parents != new.parents:
+        changed.insert(0, f"other inputs ({', '.join(old.parents)}; now {', '.join(new.parents)})")
+    more = f" and {len(changed) - 3} more settings" if len(changed) > 3 else ""
+    return "; ".join(changed[:3]) + more
+
+
+class Parts:
+    """Finished chunks of an unfinished table, in the folder `NAME.parts-ID` beside its final name.
+
+    A killed verb leaves them; the same command, which has the same id, goes on from there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Header) -> None:
+        self.folder = Path(os.path.abspath(path) + f".parts-{header.id}")
+
+    def done(self) -> set[int]:
+        """Numbers of the chunks that are finished."""
+        names = (file.name for file in self.folder.glob("*.parquet"))
+        return {int(name.partition(".")[0]) for name in names if re.match(r"^\d+\.parquet$", name)}
+
+    def write(self, number: int, frame: pl.DataFrame) -> None:
+        """Keep chunk `number`, atomically."""
+        with atomic(self.folder / f"{number:08d}.parquet") as temporary:
+            frame.write_parquet(temporary, compression="zstd")
+
+    def scan(self) -> pl.LazyFrame:
+        """All chunks in order of their number, not loaded yet."""
+        return pl.scan_parquet(sorted(self.folder.glob("????????.parquet")))
+
+    def discard(self) -> None:
+        """Remove the folder, once the final table is in place."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _peek(path: Path) -> tuple[Header, dict[str, str]]:
+    path = resolve(path)
+    if not path.exists():
+        raise errors.InputError(f"{path} does not exist.")
+    try:
+        metadata = _safetensors_metadata(path) or pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise errors.InputError(
+            f"{path} is neither Parquet nor safetensors, or it is cut short.",
+            "pathfm show FILE tells what a file is",
+        ) from error
+    if "pathfm" not in metadata:
+        raise errors.InputError(f"{path} was not written by pathfm: it has no `pathfm` metadata.")
+    return _parse(path, metadata["pathfm"]), metadata
+
+
+def _parse(path: Path, text: str) -> Header:
+    try:
+        document = json.loads(text)
+        name, _, major = str(document["schema"]).partition("/")
+        if name != "pathfm.artifact" or int(major) > int(SCHEMA.partition("/")[2]):
+            raise errors.InputError(
+                f"{path} has schema {document['schema']}, newer than this pathfm knows.",
+                "pip install --upgrade pathfm",
+            )
+        names = {field.name for field in dataclasses.fields(Header)}
+        values = {key: value for key, value in document.items() if key in names}
+        header = Header(**{**values, "parents": tuple(document["parents"])})
+        if header.kind not in KINDS:
+            raise KeyError(header.kind)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.InputError(f"{path} has damaged `pathfm` metadata.") from error
+    return header
+
+
+def _expect(path: str | os.PathLike[str], header: Header, kinds: Sequence[str]) -> None:
+    if kinds and header.kind not in kinds:
+        wanted = " or ".join(kinds)
+        raise errors.InputError(
+            f"{path} is of kind {header.kind}; {wanted} is needed here.",
+            " or ".join(f"`pathfm {KINDS[kind].verb}` writes {kind}" for kind in kinds),
+        )
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str] | None:
+    """The `__metadata__` of a safetensors file, or None if the file is not one."""
+    if path.suffix != ".safetensors":
+        return None
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size):
+            raise ValueError("no safetensors header")
+        metadata = json.loads(file.read(size)).get("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("damaged safetensors header")
+        return metadata or {"": ""}
+
+
+def _sweep(final: Path) -> None:
+    for stale in final.parent.glob(f"{_glob_escape(final.name)}.tmp-*"):
+        process = stale.name.rpartition("-")[2]
+        if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
+            stale.unlink(missing_ok=True)
+
+
+def _glob_escape(name: str) -> str:
+    """Quote the characters that `Path.glob` would read as a pattern."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+
+def index() -> None:
+    """Placeholder while the house is being built."""

@@ -1,0 +1,40 @@
+"""Options declared once: one spelling for every verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write the result.")]
+OptionalOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Where to write the result; without it nothing is written."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a result made with other inputs or settings.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the result.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Say what would be done; touch nothing.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Parallel readers; 0 means one per core.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+MaxFailed = Annotated[
+    int | None,
+    typer.Option("--max-failed", min=0, help="Give up (exit 1) when more rows than this fail."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, fp32 or bf16: arithmetic of the encoder.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=VALUE", help="Change one setting of the recipe; repeatable."
+    ),
+]

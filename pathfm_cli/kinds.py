@@ -1,0 +1,93 @@
+"""The kinds of artifact and the columns each table has, with units. Imports nothing of pathfm."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: polars dtype by name, unit ("" if none), meaning."""
+
+    name: str
+    dtype: str
+    unit: str
+    doc: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of artifact: the verb that makes it, what it is, columns every file has."""
+
+    name: str
+    verb: str
+    doc: str
+    columns: tuple[Column, ...]
+
+
+_SLIDES = (
+    Column("slide", "String", "", "slide id, unique in the table"),
+    Column("uri", "String", "", "where the file lies: a path or a URL"),
+    Column("size_bytes", "Int64", "bytes", "file size when it was indexed"),
+    Column("etag", "String", "", "version of the file: store etag, or modification time in ns"),
+    Column("vendor", "String", "", "aperio, ome or generic-tiff"),
+    Column("width_px0", "Int64", "px", "width at level 0"),
+    Column("height_px0", "Int64", "px", "height at level 0"),
+    Column("mpp", "Float64", "um/px", "micrometres per pixel at level 0"),
+    Column("mpp_source", "String", "", "aperio, ome, resolution-tag, appmag or override"),
+    Column("objective", "Float64", "x", "nominal objective power, a label only"),
+    Column("compression", "String", "", "codec of the level-0 tiles"),
+    Column("stain", "String", "", "stain, from the metadata table"),
+    Column("levels", "List(Struct)", "px", "pyramid levels and their rows in the tile table"),
+    Column("error", "String", "", "why the slide cannot be used; null when it can"),
+)
+_TISSUE = (
+    Column("geometry", "Binary", "px", "tissue as WKB multipolygon, level-0 pixels (GeoParquet)"),
+    Column("tissue_area_mm2", "Float64", "mm2", "area of the polygons"),
+    Column("tissue_method", "String", "", "how the tissue was found"),
+)
+_PLACE = (
+    Column("slide", "String", "", "slide id"),
+    Column("x_px0", "Float64", "px", "left edge, level-0 pixels"),
+    Column("y_px0", "Float64", "px", "top edge, level-0 pixels"),
+    Column("mpp", "Float64", "um/px", "resolution of the patch"),
+)
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("slides", "index", "one row per slide, and a tile table beside it", _SLIDES),
+        Kind("tissue", "mask", "the slides with their foreground polygons", _SLIDES + _TISSUE),
+        Kind(
+            "patches",
+            "sample",
+            "patch positions; the slides travel in the file's metadata",
+            (
+                *_PLACE,
+                Column("size_px", "Int64", "px", "side of the square patch at its mpp"),
+                Column("tissue_fraction", "Float64", "1", "share of the patch inside tissue"),
+            ),
+        ),
+        Kind("checkpoint", "pretrain", "an encoder: safetensors, timm's parameter names", ()),
+        Kind(
+            "embeddings",
+            "embed",
+            "one row per image",
+            (
+                Column("id", "String", "", "image id, unique in the table"),
+                Column("embedding", "Array(Float32)", "", "the feature vector; null if it failed"),
+                Column("error", "String", "", "why the image failed; null when it did not"),
+            ),
+        ),
+        Kind(
+            "scores",
+            "probe, segment or odcorr",
+            "one row per metric, split and run",
+            (
+                Column("metric", "String", "", "name of the metric"),
+                Column("split", "String", "", "what it was measured on"),
+                Column("run", "Int64", "", "run number; null for the summary over runs"),
+                Column("value", "Float64", "", "the number"),
+            ),
+        ),
+    )
+}
