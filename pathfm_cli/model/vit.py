@@ -1,0 +1,107 @@
+"""Encoders by timm name: the only module that imports timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathfm_cli import errors
+from pathfm_cli.model import shim
+
+shim.apply()
+
+import timm  # noqa: E402  (torchvision must be importable first)
+from timm.data import config as data_config  # noqa: E402
+from timm.models import vision_transformer  # noqa: E402
+
+_LIST = 'python -c "import timm; print(*timm.list_models())"'
+_DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """What an encoder was made to see: side in pixels, channel mean and deviation in 0..1."""
+
+    image_size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def build(arch: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build an encoder without a classifier, as `timm.create_model` does.
+
+    Vision transformers take images of any size that is a multiple of the patch size.
+
+    Args:
+        arch: a timm name (`vit_small_patch16_224`, with or without a pretrained tag), or
+            `hf-hub:OWNER/NAME`.
+        pretrained: load timm's weights (local cache, else the hub) instead of fresh ones.
+        **kwargs: arguments of the architecture, such as `embed_dim`, `depth`, `num_heads`,
+            `patch_size`, `img_size`, `drop_path_rate`.
+
+    Returns:
+        A module that turns (B, 3, H, W) float into (B, K) float features.
+
+    Raises:
+        errors.UsageError: unknown name, or an argument the architecture does not take.
+    """
+    if not is_known(arch):
+        close = difflib.get_close_matches(arch, timm.list_models(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else _LIST
+        raise errors.UsageError(f"timm has no model called {arch!r}.", hint)
+    try:
+        return _create(arch, pretrained, {**defaults(arch), **kwargs})
+    except (TypeError, AssertionError) as error:
+        raise errors.UsageError(
+            f"{arch} cannot be built with {_arguments(kwargs)}: {error}.",
+            "these are arguments of the timm model of that name",
+        ) from error
+
+
+def is_known(arch: str) -> bool:
+    """Whether `arch` names a timm model, a hub repository included."""
+    name, dot, _ = arch.partition(".")
+    if ":" in arch or not dot:
+        return ":" in arch or bool(timm.is_model(arch))
+    return arch in timm.list_models(f"{name}.*", pretrained=True)
+
+
+def defaults(arch: str) -> dict[str, Any]:
+    """Arguments `build` adds by itself; `model.json` repeats them for plain timm."""
+    name = arch.partition(".")[0]
+    dynamic = ":" not in arch and timm.models.is_model_in_modules(name, _DYNAMIC_FAMILIES)
+    return {"dynamic_img_size": True} if dynamic else {}
+
+
+def input_of(module: nn.Module) -> Input:
+    """What timm says the encoder was pretrained on."""
+    config = data_config.resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]
+    return Input(config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]))
+
+
+def prefix_tokens(module: nn.Module) -> int:
+    """Class and register tokens before the patch tokens; 0 for a network without tokens."""
+    return int(getattr(module, "num_prefix_tokens", 0))
+
+
+def adapt(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+    """Apply timm's own conversion of foreign vision transformer weights.
+
+    DINOv2 names become timm's, and position embeddings are resampled to the grid of `module`.
+    """
+    convert: Any = vision_transformer.checkpoint_filter_fn
+    return dict(convert(dict(state), module))
+
+
+def _create(arch: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
+    module: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=0, **kwargs)
+    return module
+
+
+def _arguments(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
