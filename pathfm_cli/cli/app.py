@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ def build() -> typer.Typer:
     def pathfm(
         version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     ) -> None:
-        r"""Train and evaluate pathology foundation models, from slides where they lie.
+        """Train and evaluate pathology foundation models, from slides where they lie.
 
         \b
         pathfm demo -o demo/
@@ -46,8 +47,14 @@ def build() -> typer.Typer:
 
     for name in (*VERBS, *HELPERS):
         module = importlib.import_module(f"pathfm_cli.cli.{name}")
-        app.command(name)(getattr(module, name))
+        verb = getattr(module, name)
+        app.command(name, help=_unwrapped(verb.__doc__))(verb)
     return app
+
+
+def _unwrapped(doc: str) -> str:
+    r"""A verb's help: the `\b` of its raw docstring as the character that keeps examples apart."""
+    return inspect.cleandoc(doc).replace("\\b", "\b")
 
 
 def main() -> None:

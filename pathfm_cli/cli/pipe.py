@@ -119,13 +119,13 @@ def read_stdin(verb: str, wanted: str) -> list[Handle]:
         raise errors.UsageError(f"{verb} needs {wanted}: name it, or pipe it in.", EXAMPLE)
     if not select.select([sys.stdin], [], [], PATIENCE_S)[0]:
         output.note(f"pathfm {verb}: waiting for {wanted} on stdin ...")
-    try:
-        texts = sys.stdin.read().splitlines()
-    except UnicodeDecodeError as error:
+    data = sys.stdin.buffer.read()
+    if b"\0" in data:
         raise errors.InputError(
             "stdin is not text: a record or a path per line is expected.",
             f"name the file instead: pathfm {verb} FILE",
-        ) from error
+        )
+    texts = os.fsdecode(data).splitlines()
     return [handle for text in texts if text.strip() and (handle := _parse(text.strip()))]
 
 

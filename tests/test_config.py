@@ -1,0 +1,70 @@
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from pathfm_cli import config, errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float
+    rule: Literal["linear", "sqrt"] = "linear"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    optim: Optim
+    mpp: tuple[float, ...] = (0.5,)
+    name: str = "a"
+    fused: bool = False
+    steps: int | None = None
+
+
+def test_toml_becomes_frozen_dataclasses() -> None:
+    tree = config.loads("mpp = [0.25, 1]\n[optim]\nlr = 1", "x.toml")
+    recipe = config.build(Recipe, tree)
+    assert recipe == Recipe(optim=Optim(lr=1.0), mpp=(0.25, 1.0))
+    assert type(recipe.optim.lr) is float
+
+
+def test_set_reads_toml_values_and_leaves_the_tree_alone() -> None:
+    tree = {"optim": {"lr": 1.0}}
+    changed = config.overlay(tree, ["optim.lr=5e-4", "name=dino b", "fused=true", "mpp=[1, 2.0]"])
+    assert changed == {"optim": {"lr": 5e-4}, "name": "dino b", "fused": True, "mpp": [1, 2.0]}
+    assert tree == {"optim": {"lr": 1.0}}
+
+
+def test_dumps_reads_back_equal() -> None:
+    recipe = Recipe(optim=Optim(lr=5e-4), name='quote " and \\ and\nline', mpp=(0.25, 2.0))
+    assert config.build(Recipe, config.loads(config.dumps(recipe), "x")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message", "hint"),
+    [
+        (["optim.lrr=1"], "Unknown setting optim.lrr.", "did you mean optim.lr?"),
+        (["optim.lr=fast"], "Setting optim.lr is 'fast', not of type float.", ""),
+        (["optim.rule=cubic"], "Setting optim.rule is 'cubic'.", "one of: linear, sqrt"),
+        (["mpp=1"], "Setting mpp is a list, not 1.", ""),
+        (["optim=1"], "Setting optim is a table, not 1.", ""),
+        (["fused=1"], "Setting fused is 1, not of type bool.", ""),
+        (["optim.lr.x=1"], "--set optim.lr.x: lr is a value, not a table.", ""),
+        (["lr"], "--set 'lr' is not of the form a.b=value.", "--set optim.lr=5e-4"),
+    ],
+)
+def test_wrong_settings_name_themselves(assignments: list[str], message: str, hint: str) -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        config.build(Recipe, config.overlay({"optim": {"lr": 1.0}}, assignments))
+    assert str(caught.value) == message
+    assert hint in caught.value.hint
+
+
+def test_missing_setting_is_named() -> None:
+    with pytest.raises(errors.UsageError, match=r"Setting optim\.lr is required"):
+        config.build(Recipe, {"optim": {}})
+
+
+def test_broken_toml_names_its_file() -> None:
+    with pytest.raises(errors.UsageError, match=r"^r\.toml is not valid TOML"):
+        config.loads("a = ", "r.toml")
