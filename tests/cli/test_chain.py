@@ -1,0 +1,80 @@
+"""The chain as a user types it: real shells, real slides."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathfm_cli import artifacts
+
+ROOT = Path(__file__).parents[2]
+DEMO_SLIDE = ROOT / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
+SHARED = ROOT.parent / "shared" / "data"
+PATHFM = f"{shlex.quote(sys.executable)} -m pathfm_cli"
+
+
+def shell(command: str, folder: Path, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command.replace("pathfm ", f"{PATHFM} ")],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_one_slide_from_index_to_odcorr(tmp_path: Path) -> None:
+    trained = shell(
+        f"set -o pipefail; pathfm index {DEMO_SLIDE} -o s.parquet | pathfm mask -o t.parquet"
+        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=3",
+        tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    record = json.loads(trained.stdout)
+    assert record["kind"] == "checkpoint"
+    assert record["path"] == str(tmp_path / "run" / "teacher.safetensors")
+    scored = shell(
+        "set -o pipefail; pathfm sample t.parquet --grid --mpp 1 --size 128 -o p.parquet"
+        " | pathfm embed --model run/ -o e.parquet | pathfm odcorr --json",
+        tmp_path,
+    )
+    assert scored.returncode == 0, scored.stderr
+    metrics = json.loads(scored.stdout)["metrics"]
+    assert metrics["n"] == artifacts.read_header(tmp_path / "e.parquet").rows > 20
+    assert metrics["floor"] < metrics["odcorr"] <= 1
+    gate = shell("pathfm odcorr e.parquet --max 0.01 --json", tmp_path)
+    assert gate.returncode == 5
+    assert json.loads(gate.stdout)["metrics"]["odcorr"] == metrics["odcorr"]
+    again = shell("pathfm mask s.parquet -o t.parquet", tmp_path)
+    assert again.returncode == 0 and "up to date" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the slides of ../shared/data")
+def test_the_issue_line_on_every_slide(tmp_path: Path) -> None:
+    trained = shell(
+        f"pathfm index {SHARED}/slides/*.svs {SHARED}/slides/*.tif -o s.parquet"
+        " | pathfm mask -o t.parquet"
+        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=50",
+        tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    slides = artifacts.read_table(tmp_path / "s.parquet", "slides").frame
+    failed = dict(slides.filter(slides["error"].is_not_null()).select("slide", "error").iter_rows())
+    assert set(failed) == {"lipoma_colon_HE_nompp", "TCGA-CR-7395-01A-01-TS1"}
+    assert all("mpp" in error for error in failed.values())
+    assert len(slides) == 12
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 50
+    scored = shell(
+        "pathfm sample t.parquet --grid --mpp 1 -o p.parquet"
+        " | pathfm embed --model run/ -o e.parquet | pathfm odcorr --json",
+        tmp_path,
+    )
+    assert scored.returncode == 0, scored.stderr
+    metrics = json.loads(scored.stdout)["metrics"]
+    assert metrics["n"] > 1000 and 0 < metrics["odcorr"] < 1
