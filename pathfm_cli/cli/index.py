@@ -1,5 +1,65 @@
+"""`pathfm index`: slide files to a `slides` artifact."""
+
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def index() -> None:
-    """Placeholder while the house is being built."""
+import typer
+
+from pathfm_cli import errors
+from pathfm_cli.cli import options, output, pipe, progress
+
+
+def index(
+    out: options.Out,
+    slides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Slides, folders, globs, tables with a column path; - reads stdin."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--metadata", help="CSV, TSV or Parquet joined by slide, filename or path."),
+    ] = None,
+    mpp_override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SLIDE=]MPP",
+            help="Set a slide's mpp; without SLIDE= fill in where none is trustworthy. Repeatable.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Store paths relative to this folder.", file_okay=False)
+    ] = None,
+    max_failed: options.MaxFailed = None,
+    workers: options.Workers = 0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> int:
+    r"""List slides: levels, mpp and where every tile lies, from the headers only.
+
+    \b
+    pathfm index slides/ -o s.parquet
+    find . -name '*.svs' | pathfm index - -o s.parquet --metadata cases.csv
+    """
+    from pathfm_cli.data import index as library
+
+    library.check(out, mpp_override or (), overwrite=overwrite)
+    handles = pipe.lines("index", slides or (), "slides")
+    named = [handle.path for handle in handles if handle.kind is None]
+    if not named:
+        raise errors.InputError("stdin named no slide.", "find . -name '*.svs' | pathfm index -")
+    plan = library.prepare(
+        named, out, table=table, mpp_overrides=mpp_override or (), root=root, overwrite=overwrite
+    )
+    sink = output.Sink(json, quiet)
+    if dry_run:
+        return sink.plan(plan.summary())
+    with progress.track("index", quiet=quiet) as report:
+        done = library.index(plan, workers=workers, max_failed=max_failed, progress=report)
+    for sentence in done.notes:
+        output.note(f"pathfm: {sentence}")
+    output.failures(done.failures, len(plan.files), "slides")
+    return sink.emit(done.record, done.summary, f"pathfm mask {out} -o tissue.parquet")

@@ -1,0 +1,147 @@
+"""One slide file to its row of a `slides` table, and its tile tables in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pathfm_cli import errors, kinds
+from pathfm_cli.data import sources
+from pathfm_cli.wsi import mpp, store, tiff, vendor
+
+Row = dict[str, Any]
+
+LEVEL = pl.Struct(
+    {
+        "width_px": pl.Int64,
+        "height_px": pl.Int64,
+        "downsample": pl.Float64,
+        "tile_width_px": pl.Int32,
+        "tile_height_px": pl.Int32,
+        "codec": pl.String,
+        "prefix": pl.Int32,
+        "first_tile": pl.Int64,
+        "first_offset": pl.Int64,
+        "tiles": pl.Int64,
+        "contiguous": pl.Boolean,
+    }
+)
+"""One entry of the column `levels`: the fields of `pyramid.Level` and `tiles.Place`."""
+SCHEMA: dict[str, Any] = {
+    column.name: pl.List(LEVEL) if column.name == "levels" else getattr(pl, column.dtype)
+    for column in kinds.KINDS["slides"].columns
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """A slide to read: its source, the uri its row will hold, and its version (None if gone)."""
+
+    source: sources.Source
+    uri: str
+    size_bytes: int | None
+    etag: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plane:
+    """A level with the byte offsets and byte counts of its tiles, (tiles,) uint64 each."""
+
+    plane: vendor.Plane
+    offsets: np.ndarray[Any, Any]
+    counts: np.ndarray[Any, Any]
+
+
+def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, ...]]:
+    """Read the headers of a slide.
+
+    Args:
+        file: the slide.
+        overrides: slide id to mpp; "" for slides without a trustworthy one.
+
+    Returns:
+        A row of `SCHEMA` whose `levels` is still None, and the levels; a slide that cannot be
+        used has `error` and no levels.
+    """
+    slide = file.source.slide
+    row: Row = dict.fromkeys(SCHEMA)
+    row |= {"slide": slide, "uri": file.uri, "size_bytes": file.size_bytes, "etag": file.etag}
+    try:
+        source = store.Source.open(file.source.path)
+        if (source.size, source.etag) != (file.size_bytes, file.etag):
+            raise errors.SlideError("it changed while it was indexed")
+        return row, _describe(row, source, overrides)
+    except errors.SlideError as error:
+        text = str(error)
+        for prefix in (f"{slide}: ", f"{file.source.path}: "):
+            text = text.removeprefix(prefix)
+        return {**row, "error": text}, ()
+
+
+def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) -> tuple[Plane, ...]:
+    """Fill in the row; what is known before an error stays in it."""
+    slide = row["slide"]
+    description = vendor.describe(source, slide)
+    base = description.planes[0]
+    row |= {
+        "vendor": description.vendor,
+        "width_px0": base.width_px,
+        "height_px0": base.height_px,
+        "objective": description.objective,
+        "compression": base.codec,
+    }
+    resolution = description.resolution
+    given = overrides.get(slide, overrides.get("") if resolution.mpp is None else None)
+    if given is not None:
+        resolution = mpp.Resolution(given, "override")
+    if resolution.mpp is None:
+        raise errors.MissingMpp(slide, resolution.problem)
+    planes = tuple(_load(plane, source, slide) for plane in description.planes)
+    row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
+    return planes
+
+
+def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:
+    """Read the tile table of a level and check it against the file's size."""
+    size = f"{plane.width_px}x{plane.height_px}"
+    for tag in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
+        found = plane.directory.tags[tag].count if tag in plane.directory.tags else 0
+        if found != plane.tiles:
+            raise errors.SlideError(
+                f"{slide}: the level of {size} px lists {found} tiles, {plane.tiles} are needed"
+            )
+    offsets = plane.directory.array(tiff.TILE_OFFSETS).astype(np.uint64)
+    counts = plane.directory.array(tiff.TILE_BYTE_COUNTS).astype(np.uint64)
+    beyond = (counts > source.size) | (offsets > source.size - np.minimum(counts, source.size))
+    if lost := int(np.count_nonzero(beyond & (counts > 0))):
+        raise errors.SlideError(
+            f"{slide}: {lost} of {plane.tiles} tiles of the level of {size} px lie beyond the end "
+            "of the file: it is cut short"
+        )
+    return Plane(plane, offsets, counts)
+
+
+def levels(planes: Sequence[Plane], places: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The value of the column `levels`.
+
+    Args:
+        planes: levels, finest first.
+        places: the fields of each level's `tiles.Place`.
+    """
+    width, height = planes[0].plane.width_px, planes[0].plane.height_px
+    return [
+        {
+            "width_px": plane.width_px,
+            "height_px": plane.height_px,
+            "downsample": (width / plane.width_px + height / plane.height_px) / 2,
+            "tile_width_px": plane.tile_width_px,
+            "tile_height_px": plane.tile_height_px,
+            "codec": plane.codec,
+            **place,
+        }
+        for plane, place in zip((loaded.plane for loaded in planes), places, strict=True)
+    ]

@@ -1,0 +1,110 @@
+"""Tables about slides (CSV, TSV, Parquet), joined to an index by slide name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pathfm_cli import errors, kinds
+
+KEYS = ("slide", "filename", "path")
+"""Columns that may name the slide, in this order."""
+FILLED = ("stain",)
+"""Columns of an index that a table may fill."""
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Read a table by its suffix.
+
+    Raises:
+        errors.InputError: it is missing or cannot be read.
+        errors.UsageError: unknown suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".parquet"):
+        raise errors.UsageError(f"{path} is no .csv, .tsv or .parquet table.")
+    if not path.is_file():
+        raise errors.InputError(f"{path} does not exist.")
+    try:
+        if suffix == ".parquet":
+            return pl.read_parquet(path)
+        separator = "," if suffix == ".csv" else "\t"
+        return pl.read_csv(path, separator=separator, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
+        raise errors.InputError(f"{path} cannot be read as a table: {reason}.") from error
+
+
+def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse columns that an index or a tissue artifact writes itself.
+
+    Raises:
+        errors.UsageError: a name clashes.
+    """
+    reserved = {
+        column.name for kind in ("slides", "tissue") for column in kinds.KINDS[kind].columns
+    }
+    clash = [name for name in columns if name in reserved - {*allowed, *FILLED}]
+    if clash:
+        raise errors.UsageError(
+            f"{path} has a column {clash[0]}, which the index writes itself.",
+            f"rename it, for example to my_{clash[0]}",
+        )
+
+
+def join(
+    path: Path, frame: pl.DataFrame, slides: Sequence[str], identify: Callable[[str], str]
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Match the rows of a table to slides.
+
+    Args:
+        path: the table, for messages.
+        frame: its rows.
+        slides: slide ids.
+        identify: turns a file name into a slide id.
+
+    Returns:
+        A frame with the column `slide` (those of `slides` that have a row) and the other columns,
+        and sentences about what did not match.
+
+    Raises:
+        errors.UsageError: no column names the slide, two rows are for one slide, no row matches,
+            or a column clashes with the index's own.
+    """
+    key = next((name for name in KEYS if name in frame.columns), None)
+    if key is None:
+        raise errors.UsageError(
+            f"{path} has no column `slide`, `filename` or `path` to join by.",
+            f"it has: {', '.join(frame.columns)}",
+        )
+    check_columns(path, frame.columns, allowed=(key,))
+    names = [identify(str(value)) for value in frame[key].to_list() if value is not None]
+    if len(names) < frame.height:
+        raise errors.UsageError(f"{path} has a row without a {key}.")
+    frame = frame.drop(key).with_columns(pl.Series("slide", names, pl.String))
+    if twice := frame.filter(pl.col("slide").is_duplicated())["slide"].to_list():
+        raise errors.UsageError(f"{path} has two rows for the slide {twice[0]}.")
+    known = frame.filter(pl.col("slide").is_in(list(slides)))
+    if known.is_empty():
+        raise errors.UsageError(
+            f"{path} names none of the slides: {names[0] if names else 'it is empty'}.",
+            f"a slide is named like {slides[0]}",
+        )
+    return known, _unmatched(path, names, slides)
+
+
+def _unmatched(path: Path, names: Sequence[str], slides: Sequence[str]) -> tuple[str, ...]:
+    without = sorted(set(slides) - set(names))
+    unused = sorted(set(names) - set(slides))
+    sentences = []
+    if without:
+        sentences.append(f"{len(without)} slides have no row in {path}: {_some(without)}")
+    if unused:
+        sentences.append(f"{len(unused)} rows of {path} match no slide: {_some(unused)}")
+    return tuple(sentences)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

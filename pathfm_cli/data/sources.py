@@ -1,0 +1,129 @@
+"""What the arguments of `pathfm index` mean: files, folders, globs and tables of slides."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pathfm_cli import errors
+from pathfm_cli.data import metadata
+
+READABLE = (".svs", ".tif", ".tiff", ".btf", ".tf8")
+FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", ".dcm")
+"""Slides of other formats: in a folder they become error rows instead of being passed over."""
+TABLES = (".csv", ".tsv", ".parquet")
+_COMPOUND = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A slide to index.
+
+    Attributes:
+        slide: its id.
+        path: absolute path.
+        columns: columns of the table that listed it.
+    """
+
+    slide: str
+    path: str
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def slide_id(name: str) -> str:
+    """File name without folder and slide suffix: `a/B1.ome.tif` is `B1`."""
+    base = os.path.basename(name)
+    lower = base.lower()
+    for suffix in (*_COMPOUND, *READABLE, *FOREIGN):
+        if lower.endswith(suffix) and len(base) > len(suffix):
+            return base[: -len(suffix)]
+    return base
+
+
+def expand(arguments: Sequence[str]) -> list[Source]:
+    """Turn arguments into slides, sorted by id; the same file named twice counts once.
+
+    Args:
+        arguments: slide files, folders (searched with their subfolders), glob patterns, and
+            tables (CSV, TSV, Parquet) with a column `path` or `uri`.
+
+    Raises:
+        errors.InputError: an argument matches nothing.
+        errors.UsageError: two slides share an id, or a table lists no paths.
+    """
+    found: dict[str, Source] = {}
+    for argument in arguments:
+        for source in _expand(argument):
+            found.setdefault(source.path, source)
+    slides: dict[str, Source] = {}
+    for source in found.values():
+        other = slides.setdefault(source.slide, source)
+        if other is not source:
+            raise errors.UsageError(
+                f"Two slides have the id {source.slide}: {other.path} and {source.path}.",
+                "rename one, or index them into two files",
+            )
+    return [slides[name] for name in sorted(slides)]
+
+
+def _expand(argument: str) -> list[Source]:
+    if "://" in argument:
+        raise errors.UsageError(
+            f"{argument} is remote; only local files can be indexed.", "name files or folders"
+        )
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.exists():
+        return _table(path) if path.suffix.lower() in TABLES else [_source(path)]
+    matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(argument) else []
+    if not matches:
+        raise errors.InputError(f"{argument} does not exist.", "pathfm index slides/ -o s.parquet")
+    return [source for match in matches for source in _expand(match)]
+
+
+def _folder(folder: Path) -> list[Source]:
+    suffixes = READABLE + FOREIGN
+    files = [
+        Path(parent) / name
+        for parent, folders, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    ]
+    if not files:
+        raise errors.InputError(
+            f"{folder} holds no slide.", f"looked for {' '.join(suffixes)} in it and below"
+        )
+    return [_source(file) for file in files]
+
+
+def _table(path: Path) -> list[Source]:
+    """Rows of a table that lists slides; relative paths start at the table's folder."""
+    frame = metadata.read(path)
+    column = next((name for name in ("path", "uri") if name in frame.columns), None)
+    if column is None:
+        raise errors.UsageError(
+            f"{path} lists no slides: it has no column `path` or `uri`.",
+            f"to join it to slides: pathfm index slides/ --metadata {path}",
+        )
+    metadata.check_columns(path, frame.columns, allowed=(column, "slide"))
+    listed = []
+    for row in frame.iter_rows(named=True):
+        name = row.pop(column)
+        if not name:
+            raise errors.UsageError(f"{path} has a row without a {column}.")
+        file = path.parent / Path(str(name)).expanduser()
+        given = row.pop("slide", None)
+        listed.append(dataclasses.replace(_source(file), columns=row))
+        if given:
+            listed[-1] = dataclasses.replace(listed[-1], slide=str(given))
+    return listed
+
+
+def _source(path: Path) -> Source:
+    absolute = os.path.abspath(path)
+    return Source(slide_id(absolute), absolute)
