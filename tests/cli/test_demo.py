@@ -1,0 +1,58 @@
+"""`pathfm demo` as a newcomer runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pathfm_cli import artifacts
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pathfm_cli", "demo", *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_the_plan_lists_pasteable_commands(tmp_path: Path) -> None:
+    done = run(tmp_path, "-n", "--json")
+    plan = json.loads(done.stdout)
+    verbs = [text.split()[1] for key, text in plan.items() if key != "schema"]
+    assert verbs[:6] == ["index", "mask", "pretrain", "sample", "embed", "odcorr"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_step_ends_it_with_that_steps_code(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "slides.parquet").write_text("precious")
+    done = run(tmp_path)
+    assert done.returncode == 2 and "is no pathfm artifact" in done.stderr
+    assert (tmp_path / "demo" / "slides.parquet").read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -> None:
+    done = run(tmp_path, "--steps", "20")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "checkpoint"
+    kinds = {
+        artifacts.read_header(tmp_path / "demo" / name).kind
+        for name in ("slides.parquet", "tissue.parquet", "patches.parquet", "run")
+    }
+    assert kinds == {"slides", "tissue", "patches", "checkpoint"}
+    pictures = sorted((tmp_path / "demo" / "pictures").glob("*.png"))
+    assert {p.name for p in pictures} >= {"patches.png", "pca.png", "loss.png"}
+    assert len(pictures) == 4
+    for path in pictures:
+        colours = Image.open(path).convert("RGB").getcolors(1 << 24)
+        assert colours is not None and len(colours) > 50, f"{path.name} is empty"
+    again = run(tmp_path, "--steps", "20")
+    assert again.returncode == 0 and again.stderr.count("up to date") >= 5
