@@ -1,0 +1,123 @@
+"""Everything needed to go on, as safetensors: `checkpoints/step-NNNNNN/`.
+
+A checkpoint is written under another name and renamed when it is complete, so every folder called
+`step-*` is whole. It holds no random state: all randomness is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import torch as safetensors_torch
+
+from pathfm_cli import errors
+from pathfm_cli.pretrain import dino
+
+SCHEMA = "pathfm.resume/1"
+_KEPT = 2
+_MODULES = ("student", "teacher", "centre")
+
+
+def save(folder: Path, step: int, method: dino.Dino, identity: str) -> Path:
+    """Write the checkpoint after `step` steps, unless it is there, and drop all but the last two.
+
+    Args:
+        folder: `checkpoints` of the run.
+        step: steps taken.
+        method: what is trained.
+        identity: id of the run; only the same run may go on from here.
+    """
+    final = folder / f"step-{step:06d}"
+    if final.exists():
+        return final
+    temporary = folder / f".step-{step:06d}.tmp-{os.getpid()}"
+    temporary.mkdir(parents=True)
+    for name in _MODULES:
+        tensors = getattr(method, name).state_dict()
+        safetensors_torch.save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
+    safetensors_torch.save_file(_moments(method), temporary / "optimiser.safetensors")
+    state = {"schema": SCHEMA, "id": identity, "step": step}
+    (temporary / "state.json").write_text(json.dumps(state) + "\n")
+    for file in temporary.iterdir():
+        _fsync(file)
+    os.replace(temporary, final)
+    _fsync(folder)
+    for old in _complete(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the most steps, or None."""
+    found = _complete(folder)
+    return found[-1] if found else None
+
+
+def restore(folder: Path, method: dino.Dino, identity: str) -> int:
+    """Load the newest checkpoint into `method`; return the steps taken, 0 if there is none.
+
+    Raises:
+        errors.InputError: it belongs to another run, or is damaged.
+    """
+    _sweep(folder)
+    source = newest(folder)
+    if source is None:
+        return 0
+    try:
+        state = json.loads((source / "state.json").read_text())
+        if state["id"] != identity:
+            raise errors.InputError(f"{source} belongs to run {state['id']}.", "use another -o")
+        for name in _MODULES:
+            tensors = safetensors_torch.load_file(source / f"{name}.safetensors")
+            getattr(method, name).load_state_dict(tensors)
+        _set_moments(method, safetensors_torch.load_file(source / "optimiser.safetensors"))
+        return int(state["step"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise errors.InputError(
+            f"The checkpoint {source} is damaged: {error}.", f"rm -r {source}, then run again"
+        ) from error
+
+
+def _moments(method: dino.Dino) -> dict[str, torch.Tensor]:
+    """AdamW's state by parameter name; frozen parameters have none yet."""
+    return {
+        f"{key}.{name}": value.detach().contiguous()
+        for name, parameter in method.student.named_parameters()
+        for key, value in method.optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _set_moments(method: dino.Dino, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = dict(method.student.named_parameters())
+    for full, tensor in tensors.items():
+        key, _, name = full.partition(".")
+        parameter = parameters[name]
+        method.optimiser.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _complete(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left; nobody else writes here, see `folder.lock`."""
+    for stale in folder.glob(".step-*.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""DINO's projection head.
+
+Source: facebookresearch/dino, `vision_transformer.py`, `DINOHead`; parameter names are the same, so
+the heads of its full checkpoints load. Legend: B batch, D width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows are `weight_v / |weight_v| * weight_g`.
+
+    The names are those of the old `torch.nn.utils.weight_norm`, as in DINO's checkpoints.
+    """
+
+    def __init__(self, width: int, prototypes: int, *, norm: bool) -> None:
+        super().__init__()
+        fresh = nn.Linear(width, prototypes, bias=False)
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm)
+        self.weight_v = nn.Parameter(fresh.weight.detach())
+
+    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, K)."""
+        length_K1 = self.weight_v.norm(dim=1, keepdim=True)
+        return functional.linear(x_BD, self.weight_v * (self.weight_g / length_K1))
+
+
+class DinoHead(nn.Module):
+    """Perceptron with GELU to a bottleneck, L2 normalisation, prototypes."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        prototypes: int,
+        layers: int = 3,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        norm_last_layer: bool = True,
+    ) -> None:
+        """Initialise as DINO does: truncated normal of deviation 0.02, biases zero.
+
+        Args:
+            width: width D of the encoder's embedding.
+            prototypes: output size K.
+            layers: linear layers of the perceptron, at least 1.
+            hidden: its inner width.
+            bottleneck: its output width.
+            norm_last_layer: keep the length of every prototype at 1.
+        """
+        super().__init__()
+        widths = [width, *[hidden] * (layers - 1), bottleneck]
+        self.mlp = nn.Sequential()
+        for position, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
+            if position:
+                self.mlp.append(nn.GELU())
+            self.mlp.append(_linear(wide, narrow))
+        self.last_layer = Prototypes(bottleneck, prototypes, norm=norm_last_layer)
+
+    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, K) for embeddings (B, D)."""
+        return self.last_layer(functional.normalize(self.mlp(x_BD), dim=-1, p=2))
+
+
+def _linear(wide: int, narrow: int) -> nn.Linear:
+    layer = nn.Linear(wide, narrow)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer

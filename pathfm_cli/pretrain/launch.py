@@ -1,0 +1,204 @@
+"""Start the training processes through torchrun's API and pass on how they ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pathfm_cli import errors
+
+WORKER = "pathfm_cli.pretrain.worker"
+ERROR_FILE = "PATHFM_ERROR_FILE"
+"""Environment variable: where a training process leaves a known error for the launcher."""
+_SHUTDOWN_S = 300
+_REPORT_EVERY_S = 0.5
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this very process."""
+    return "RANK" in os.environ
+
+
+def processes(wanted: int, device: str) -> int:
+    """How many processes to start: `wanted`, or for 0 one per CUDA device, or one.
+
+    Raises:
+        errors.UsageError: more processes than CUDA devices, or a device this machine has not.
+    """
+    import torch
+
+    from pathfm_cli.model import device as devices
+
+    picked = devices.pick(device)
+    if picked.type == "mps" and wanted > 1:
+        raise errors.UsageError("One process uses MPS.", "--gpus 1")
+    if picked.type != "cuda":
+        return wanted or 1
+    there = 1 if picked.index is not None else torch.cuda.device_count()
+    if wanted > there:
+        raise errors.UsageError(
+            f"{wanted} processes need as many GPUs; here: {there}.", f"--gpus {there}"
+        )
+    return wanted or there
+
+
+def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> None:
+    """Run `count` training processes to their end.
+
+    Workers get no stdin and write to our stderr only. A signal is handed on to them; they save a
+    checkpoint and leave.
+
+    Args:
+        count: processes on this machine.
+        arguments: command line of `WORKER`.
+        report: called twice a second.
+
+    Raises:
+        errors.Interrupted: a signal stopped them.
+        errors.PathfmError: what a worker raised, or that one died.
+    """
+    from torch.distributed.elastic import multiprocessing
+    from torch.distributed.launcher import api
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
+        file = Path(scratch) / "error.json"
+        with _environment(count, file):
+            run = api.elastic_launch(_config(count), sys.executable)
+            try:
+                run("-m", WORKER, *arguments)
+            except multiprocessing.SignalException as error:
+                raise _interrupted(file) from error
+            except multiprocessing.errors.ChildFailedError as error:
+                raise _failure(file, error) from error
+    report()
+
+
+def _config(count: int) -> Any:
+    from torch.distributed.launcher import api
+
+    options: dict[str, Any] = {}
+    known = api.LaunchConfig.__dataclass_fields__
+    # Older releases of torch have neither; they read the signals from the environment.
+    if "signals_to_handle" in known:
+        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    if "shutdown_timeout" in known:
+        options["shutdown_timeout"] = _SHUTDOWN_S
+    return api.LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="pathfm",
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
+        rdzv_configs={"rank": 0},
+        max_restarts=0,
+        monitor_interval=0.1,
+        local_addr="127.0.0.1",
+        **options,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _environment(count: int, error_file: Path) -> Iterator[None]:
+    """Set what the workers inherit; threads are shared out unless somebody has chosen already."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    values = {"OMP_NUM_THREADS": str(threads), ERROR_FILE: str(error_file)}
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _detached() -> Iterator[None]:
+    """Point stdin at /dev/null and stdout at stderr, for what is started meanwhile.
+
+    torchrun hands both down to all ranks; a shell loop around us would lose its list, a pipe
+    behind us would get their words.
+    """
+    with contextlib.ExitStack() as stack:
+        null = os.open(os.devnull, os.O_RDWR)
+        stack.callback(os.close, null)
+        for descriptor, target in ((0, null), (1, 2)):
+            try:
+                saved = os.dup(descriptor)
+            except OSError:
+                continue
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, descriptor)
+            os.dup2(target, descriptor)
+        yield
+
+
+@contextlib.contextmanager
+def _every(report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` from a thread until the block ends."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(_REPORT_EVERY_S):
+            report()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def leave_error(error: errors.PathfmError) -> None:
+    """Called by a worker: keep its error for the launcher, if there is one. The first one counts."""
+    path = os.environ.get(ERROR_FILE)
+    if path is None:
+        return
+    document = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
+    with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+        json.dump(document, file)
+
+
+def _left(file: Path) -> errors.PathfmError | None:
+    if not file.exists():
+        return None
+    document = json.loads(file.read_text(encoding="utf-8"))
+    kind = getattr(errors, document["type"], errors.PathfmError)
+    error: errors.PathfmError = kind.__new__(kind)
+    errors.PathfmError.__init__(error, document["message"], document["hint"])
+    return error
+
+
+def _interrupted(file: Path) -> errors.PathfmError:
+    return _left(file) or errors.Interrupted(
+        "Stopped by a signal before a new checkpoint.", "run the same command again to go on"
+    )
+
+
+def _failure(file: Path, error: Any) -> errors.PathfmError:
+    left = _left(file)
+    if left is not None:
+        return left
+    rank, first = error.get_first_failure()
+    return errors.PathfmError(
+        f"Training process {rank} ended with exit code {first.exitcode}; see above.",
+        "run the same command again to go on from the last checkpoint",
+    )

@@ -1,0 +1,73 @@
+"""What a run measured: one JSON line a log step in `metrics.jsonl`, at the end one Parquet table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pathfm_cli import artifacts
+
+_TAIL_BYTES = 4096
+
+
+class Log:
+    """Appends lines; whoever opens it says from which step on lines are to come.
+
+    Lines of later steps, which a killed run wrote after its last checkpoint, are cut off first, so
+    no step is ever there twice.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        with artifacts.atomic(path) as temporary:
+            temporary.write_text("".join(map(_dumps, kept)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line, visible to readers at once; `values` holds `step`."""
+        self._file.write(_dumps(values))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Bring the lines to the disk and close the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def table(source: Path, target: Path) -> dict[str, Any]:
+    """Write the lines as Parquet, atomically; return the last one."""
+    lines = _lines(source)
+    with artifacts.atomic(target) as temporary:
+        pl.DataFrame(lines).write_parquet(temporary, compression="zstd")
+    return lines[-1]
+
+
+def last_step(path: Path) -> int:
+    """Step of the last complete line, 0 if there is none; reads only the file's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            tail = file.read().split(b"\n")[:-1]
+    except OSError:
+        return 0
+    try:
+        return int(json.loads(tail[-1])["step"]) if tail else 0
+    except ValueError:
+        return 0
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a half-written last one is left out."""
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(text) for text in texts if text.endswith("}")]
+
+
+def _dumps(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values)) + "\n"

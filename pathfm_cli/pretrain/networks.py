@@ -1,0 +1,126 @@
+"""Student and teacher: an encoder and a projection head each.
+
+Source: facebookresearch/dino, `utils.MultiCropWrapper` and `main_dino.train_dino`.
+Legend: N images (views times batch), K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathfm_cli import errors
+from pathfm_cli.model import vit, weights
+from pathfm_cli.pretrain import head, recipe
+
+
+class Network(nn.Module):
+    """An encoder `backbone` and a projection head `head`."""
+
+    def __init__(self, backbone: nn.Module, projection: head.DinoHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = projection
+
+    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return logits (N, K) of all crops in order; crops of one size go through together."""
+        return self.head(torch.cat([self.backbone(images) for images in crops]))
+
+
+def pair(settings: recipe.Recipe) -> tuple[Network, Network]:
+    """Build the student, and the teacher as its copy without stochastic depth or gradients.
+
+    Fresh weights are a function of `train.seed` alone.
+
+    Raises:
+        errors.UsageError: the architecture is unknown, or does not fit the recipe.
+    """
+    torch.manual_seed(settings.train.seed)
+    student = _network(settings, settings.model.drop_path_rate)
+    if settings.model.init == "scratch":
+        _start_class_token(student.backbone)
+    else:
+        _load(student.backbone, settings.model)
+    teacher = _network(settings, 0.0)
+    teacher.load_state_dict(student.state_dict())
+    return student, teacher.requires_grad_(False)
+
+
+def kwargs(settings: recipe.Recipe) -> dict[str, Any]:
+    """What `timm.create_model` needs beside the name and `num_classes=0`, stochastic depth aside.
+
+    A vision transformer's image size is that of the global views.
+    """
+    automatic = vit.defaults(settings.model.arch)
+    size = {"img_size": settings.crops.global_size_px} if automatic else {}
+    return {**automatic, **size, **settings.model.kwargs()}
+
+
+def count(settings: recipe.Recipe) -> int:
+    """Build the encoder without memory, to see that it can be built; return its parameters.
+
+    Raises:
+        errors.UsageError: the architecture is unknown, or does not fit the recipe.
+    """
+    with torch.device("meta"):
+        backbone = _network(settings, settings.model.drop_path_rate).backbone
+    return sum(parameter.numel() for parameter in backbone.parameters())
+
+
+def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
+    rate = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    backbone = vit.build(settings.model.arch, **kwargs(settings), **rate)
+    _check_sizes(backbone, settings.crops)
+    width = getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise errors.UsageError(f"{settings.model.arch} gives no feature vector.")
+    options = settings.head
+    return Network(
+        backbone,
+        head.DinoHead(
+            width,
+            prototypes=options.prototypes,
+            layers=options.layers,
+            hidden=options.hidden,
+            bottleneck=options.bottleneck,
+            norm_last_layer=options.norm_last_layer,
+        ),
+    )
+
+
+def _check_sizes(backbone: nn.Module, crops: recipe.Crops) -> None:
+    embed = getattr(backbone, "patch_embed", None)
+    token_px = getattr(embed, "patch_size", None)
+    if not isinstance(token_px, tuple):
+        return
+    names = ["global_size_px", *(["local_size_px"] if crops.local_count else [])]
+    for name in names:
+        if getattr(crops, name) % token_px[0]:
+            raise errors.UsageError(
+                f"crops.{name} is {getattr(crops, name)}, no multiple of the encoder's "
+                f"patch size {token_px[0]}.",
+                f"--set crops.{name}={max(getattr(crops, name) // token_px[0], 1) * token_px[0]}",
+            )
+
+
+def _start_class_token(backbone: nn.Module) -> None:
+    """Start the class token as DINO does; timm starts it at almost zero."""
+    token = getattr(backbone, "cls_token", None)
+    if isinstance(token, nn.Parameter):
+        nn.init.trunc_normal_(token, std=0.02)
+
+
+def _load(backbone: nn.Module, model: recipe.Model) -> None:
+    encoder = weights.load(
+        model.init, arch=model.arch, seed=0, device=torch.device("cpu"), precision="fp32"
+    )
+    state = vit.adapt(encoder.module.state_dict(), backbone)
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise errors.UsageError(
+            f"The weights {model.init} do not fit {model.arch}.", "--set model.init=scratch"
+        ) from error

@@ -1,0 +1,64 @@
+"""AdamW in two groups, clipping of each tensor, and the teacher's running mean.
+
+Source: facebookresearch/dino, `utils.py`: `get_params_groups`, `clip_gradients`,
+`cancel_gradients_last_layer`; `main_dino.py`: the EMA update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def adamw(module: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; group 1, biases and 1-D parameters, is never decayed.
+
+    Learning rate and weight decay are set at every step by `schedule`.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            bare = name.endswith(".bias") or parameter.ndim == 1
+            (plain if bare else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": plain}]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+
+
+def schedule(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Set the learning rate of both groups and the weight decay of the first."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.param_groups[0]["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
+    """Scale every gradient tensor down to norm `limit` (0: leave it), each for itself.
+
+    Returns:
+        The norm of all gradients together before clipping, a scalar.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([gradient.norm() for gradient in gradients])
+    if limit:
+        factors = (limit / (norms + 1e-6)).clamp(max=1)
+        for gradient, factor in zip(gradients, factors.unbind(), strict=True):
+            gradient.mul_(factor)
+    return norms.norm()
+
+
+def freeze_last_layer(module: nn.Module) -> None:
+    """Drop the gradients of the prototypes, so that the optimiser leaves them alone."""
+    for name, parameter in module.named_parameters():
+        if "last_layer" in name:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher: teacher = m * teacher + (1 - m) * student, parameter by parameter."""
+    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+        slow.mul_(momentum).add_(fast, alpha=1 - momentum)

@@ -1,0 +1,153 @@
+"""`pretrain`: patches to an encoder, as one resumable run in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.pretrain import folder, launch, recipe
+
+INPUTS = ("tissue", "patches")
+"""Kinds of artifact a run reads: tissue for an endless stream, patches for a fixed set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """How a run is done here; changes nothing of what is computed but its rounding."""
+
+    processes: int = 0
+    """Processes, one per device; 0: one per CUDA device, or one on the CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    workers: int = 0
+    """Processes that read patches, per training process; 0: a thread of its own."""
+    quiet: bool = False
+    """Whether the training processes keep silent unless something is wrong."""
+
+
+def pretrain(
+    source: str | os.PathLike[str],
+    run: str | os.PathLike[str],
+    settings: recipe.Recipe,
+    machine: Machine,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Train an encoder in the folder `run`, through torchrun's API; continue what is unfinished.
+
+    Inside a process that torchrun started this is one of the ranks.
+
+    Args:
+        source: a `tissue` or `patches` artifact.
+        run: run folder.
+        settings: the recipe.
+        machine: processes and devices.
+        overwrite: replace a run made with other inputs or settings.
+        progress: called with steps done and steps in all.
+
+    Returns:
+        The record of `teacher.safetensors`.
+
+    Raises:
+        errors.OutputClash: the folder holds something else.
+        errors.Interrupted: a signal came; the same call goes on from the checkpoint.
+    """
+    run = Path(run)
+    header = identity(source, settings)
+    if record := folder.inspect(run, header, overwrite=overwrite):
+        return record
+    if launch.is_rank():
+        return rank(source, run, settings, header, machine, overwrite=overwrite)
+    processes = launch.processes(machine.processes, machine.device)
+    check_batch(settings, processes)
+    folder.prepare(run, header, settings, overwrite=overwrite)
+    arguments = worker_arguments(source, run, machine)
+    launch.launch(processes, arguments, _reporter(run, settings, progress))
+    return artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
+
+
+def rank(
+    source: str | os.PathLike[str],
+    run: Path,
+    settings: recipe.Recipe,
+    header: artifacts.Header,
+    machine: Machine,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Be one of the training processes; rank 0 prepares the folder and writes everything."""
+    from pathfm_cli.pretrain import place, probe, train
+
+    with place.join(machine.device) as here:
+        check_batch(settings, here.world_size)
+        job = train.Job(Path(source), run, header, settings, machine.workers)
+        if here.leads:
+            if overwrite or not (run / folder.IDENTITY).exists():
+                folder.prepare(run, header, settings, overwrite=overwrite)
+            with folder.lock(run):
+                probe.record(job.source, run / folder.PATCHES, settings)
+                here.wait()
+                train.train(job, here)
+        else:
+            here.wait()
+            train.train(job, here)
+        here.wait()
+    return artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
+
+
+def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifacts.Header:
+    """What the run will be: the header of its checkpoint.
+
+    Raises:
+        errors.InputError: `source` cannot be read, or is of another kind.
+    """
+    parent = artifacts.read_header(source, *INPUTS)
+    parents = [f"{parent.kind}:{parent.id}"]
+    start = Path(settings.model.init)
+    if start.exists():
+        parents.append(f"weights:{_digest(artifacts.resolve(start))}")
+    # JSON turns tuples into lists, as they come back from a file.
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=values)
+
+
+def check_batch(settings: recipe.Recipe, processes: int) -> None:
+    """See that the batch can be shared out evenly.
+
+    Raises:
+        errors.UsageError: it cannot.
+    """
+    batch_size = settings.train.batch_size
+    if batch_size % processes:
+        raise errors.UsageError(
+            f"A batch of {batch_size} patches cannot be shared by {processes} processes.",
+            f"--set train.batch_size={(batch_size // processes + 1) * processes}",
+        )
+
+
+def worker_arguments(source: str | os.PathLike[str], run: Path, machine: Machine) -> list[str]:
+    """The command line of `pathfm_cli.pretrain.worker` for this run."""
+    quiet = ["--quiet"] if machine.quiet else []
+    options = {"recipe": run / folder.CONFIG, "device": machine.device, "workers": machine.workers}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [os.fspath(source), os.fspath(run), *flags, *quiet]
+
+
+def _reporter(
+    run: Path, settings: recipe.Recipe, progress: Callable[[int, int], None]
+) -> Callable[[], None]:
+    from pathfm_cli.pretrain import metrics
+
+    return lambda: progress(metrics.last_step(run / folder.METRICS), settings.train.steps)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -1,0 +1,54 @@
+"""Schedules as pure functions of the step. Source: facebookresearch/dino, `utils.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Cosine:
+    """Linear warmup from 0 to `start`, then half a cosine from `start` to `end`."""
+
+    start: float
+    end: float
+    steps: int
+    """Length of the whole schedule."""
+    warmup_steps: int = 0
+
+    def __call__(self, step: int) -> float:
+        """Value at `step`, from 0; after the last step it stays at `end`.
+
+        Warmup reaches `start` on its last step; the cosine never quite reaches `end`, since its
+        phase is t / n for t < n.
+        """
+        if step < self.warmup_steps:
+            return self.start * step / max(self.warmup_steps - 1, 1)
+        length = max(self.steps - self.warmup_steps, 1)
+        phase = min((step - self.warmup_steps) / length, 1.0)
+        return self.end + 0.5 * (self.start - self.end) * (1 + math.cos(math.pi * phase))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRamp:
+    """A straight line from `start` to `end`, one value an epoch, then `end`.
+
+    DINO's teacher temperature: `epochs` values include both ends.
+    """
+
+    start: float
+    end: float
+    epochs: int
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> float:
+        """Value at `step`, from 0."""
+        epoch = step // self.steps_per_epoch
+        if epoch >= self.epochs:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / max(self.epochs - 1, 1)
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """DINO's linear rule: base learning rate times the global batch size over 256."""
+    return base_lr * batch_size / 256

@@ -1,0 +1,52 @@
+"""One training process: `torchrun --nproc-per-node 4 -m pathfm_cli.pretrain.worker IN RUN ...`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pathfm_cli import errors
+from pathfm_cli.pretrain import folder, launch, recipe, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the rank that torchrun's environment names; return the exit code."""
+    options = _parse(arguments)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else level,
+        stream=sys.stderr,
+        format="pathfm: %(message)s",
+    )
+    machine = run.Machine(device=options.device, workers=options.workers)
+    try:
+        settings = recipe.load(options.recipe, options.set)
+        header = run.identity(options.source, settings)
+        if not folder.inspect(options.run, header, overwrite=False):
+            run.rank(options.source, options.run, settings, header, machine)
+    except errors.PathfmError as error:
+        launch.leave_error(error)
+        if launch.ERROR_FILE not in os.environ:
+            logging.error("%s\nhint: %s", error, error.hint)
+        return error.exit_code
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="pathfm_cli.pretrain.worker", description=__doc__)
+    parser.add_argument("source", help="a tissue or patches artifact")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--recipe", required=True, help="name of a preset, or a TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
