@@ -223,6 +223,22 @@ def finished(
     raise errors.OutputClash(f"{path} was made with {differences(old, header)}.", hint)
 
 
+def refuse(
+    path: str | os.PathLike[str], kind: str, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
+    """As `finished`, before the inputs are known: raise if `path` is surely something else.
+
+    Raises:
+        errors.OutputClash: `path` holds no artifact, another kind, or one with other settings.
+    """
+    if os.path.lexists(path) and not overwrite:
+        try:
+            parents = read_header(path).parents
+        except errors.InputError:
+            parents = ()
+        finished(path, Header(kind=kind, parents=parents, settings=settings))
+
+
 def differences(old: Header, new: Header) -> str:
     """Name what differs between two headers, shortest first, for a clash message."""
     if old.kind != new.kind:

@@ -1,5 +1,66 @@
+"""`pathfm mask`: slides to their tissue polygons."""
+
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def mask() -> None:
-    """Placeholder while the house is being built."""
+import typer
+
+from pathfm_cli import errors
+from pathfm_cli.cli import options, output, pipe, progress
+
+
+def mask(
+    out: options.Out,
+    slides: Annotated[
+        list[str] | None, typer.Argument(help="A slides artifact; without it stdin is read.")
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="Resolution of the thumbnail, um/px.")] = 8.0,
+    method: Annotated[str, typer.Option(help="How tissue is found: otsu.")] = "otsu",
+    min_object: Annotated[float, typer.Option(help="Drop smaller pieces, um2.")] = 20_000.0,
+    min_hole: Annotated[float, typer.Option(help="Fill smaller holes, um2.")] = 10_000.0,
+    tolerance: Annotated[float, typer.Option(help="Simplify outlines by at most this, um.")] = 8.0,
+    preview: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of the outlines.", file_okay=False)
+    ] = None,
+    geojson: Annotated[
+        Path | None, typer.Option(help="Folder for GeoJSON that QuPath opens.", file_okay=False)
+    ] = None,
+    max_failed: options.MaxFailed = None,
+    workers: options.Workers = 0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> int:
+    r"""Find the tissue of every slide: polygons in level-0 pixels, as GeoParquet.
+
+    \b
+    pathfm mask slides.parquet -o tissue.parquet --preview outlines/
+    pathfm index slides/ -o s.parquet | pathfm mask -o t.parquet
+    """
+    from pathfm_cli.data import geojson as shapes
+    from pathfm_cli.data import mask as library
+    from pathfm_cli.data import pictures
+
+    config = library.config(mpp, method, min_object, min_hole, tolerance)
+    library.check(out, config, overwrite=overwrite)
+    path = pipe.bind("mask", slides or [], {"slides": pipe.Slot(("slides",))})["slides"]
+    sink = output.Sink(json, quiet)
+    if dry_run:
+        return sink.plan(library.plan(path, out, config, overwrite=overwrite))
+    with progress.track("mask", quiet=quiet) as report:
+        done = library.mask(path, out, config, workers, max_failed, overwrite, report)
+    for sentence in done.notes:
+        output.note(f"pathfm: {sentence}")
+    output.failures(done.failures, done.record["rows"], "slides")
+    if preview:
+        with progress.track("preview", quiet=quiet) as report:
+            lost = pictures.outlines(out, preview, workers=workers, progress=report)
+        output.failures(lost, done.record["rows"], "previews")
+    if geojson:
+        shapes.export(out, geojson)
+    sink.emit(done.record, done.summary, f"pathfm sample {out} --n 1000 -o patches.parquet")
+    # Sink.emit answers 4 for errors carried over from index as well; only new ones count here.
+    return errors.PARTIAL if done.failures else 0
