@@ -168,7 +168,7 @@ class Sampler:
         self._mpp0 = frame["mpp"].to_numpy()
         self._size_px0 = frame.select("width_px0", "height_px0").to_numpy()
         self._wkb = frame["geometry"]
-        self._polygons: dict[int, geometry.MultiPolygon] = {}
+        self._polygons: dict[int, tuple[int, geometry.MultiPolygon]] = {}
         reasons = feasibility(frame, config)
         weights = np.asarray(config.mpp_weights or (1.0,) * len(config.mpp))
         self._mpp_cdf = np.cumsum((reasons == 0) * weights, axis=1)
@@ -224,12 +224,12 @@ class Sampler:
         return None
 
     def _tissue(self, slide: int) -> geometry.MultiPolygon:
-        tissue = self._polygons.get(slide)
-        if tissue is None:
-            if len(self._polygons) >= CACHED_POLYGONS:
-                self._polygons.pop(next(iter(self._polygons)), None)
-            tissue = self._polygons[slide] = shapely.from_wkb(self._wkb[slide])
-        return tissue
+        # One slot per remainder: threads may overwrite each other's polygon, never disturb it.
+        slot = slide % CACHED_POLYGONS
+        held = self._polygons.get(slot)
+        if held is None or held[0] != slide:
+            held = self._polygons[slot] = slide, shapely.from_wkb(self._wkb[slide])
+        return held[1]
 
 
 class Fixed:
