@@ -1,0 +1,92 @@
+"""Files of weights, read without ever running code: safetensors, or torch's restricted loader."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import torch as safetensors_torch
+
+from pathfm_cli import artifacts, errors
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".torch", ".bin", ".ckpt")
+_HARMLESS: list[Any] = [argparse.Namespace]
+"""Classes beside tensors that published checkpoints hold: DINO's and iBOT's `args`."""
+_GLOBAL = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)
+"""How torch names the class or function that a file would have it call."""
+_RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `path` is an encoder that pathfm wrote: safetensors with a checkpoint's header."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        return artifacts.read_header(path).kind == "checkpoint"
+    except errors.InputError:
+        return False
+
+
+def read(path: Path) -> Any:
+    """Read a file of weights to the CPU.
+
+    Returns:
+        Tensors by name for safetensors; whatever nested mapping the file holds otherwise.
+
+    Raises:
+        errors.InputError: damaged, or not readable without running code from the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors_torch.load_file(path)
+        _refuse_inflated(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except errors.InputError:
+        raise
+    except safetensors.SafetensorError as error:
+        raise errors.InputError(f"{path} is damaged: {_first_line(error)}.") from error
+    except Exception as error:  # the loader meets hostile bytes and raises whatever they provoke
+        raise _refusal(path, error) from error
+
+
+def check_arguments(kwargs: Mapping[str, Any], path: Path) -> None:
+    """Refuse a `model.json` whose arguments would make timm read or fetch other files.
+
+    Raises:
+        errors.InputError: one of them does.
+    """
+    if bad := [name for name in kwargs if name in _RESERVED]:
+        raise errors.InputError(f"{path} is not an encoder's description: it sets {bad[0]}.")
+
+
+def _refuse_inflated(path: Path) -> None:
+    """Refuse a bomb: torch stores tensors uncompressed, so a file unpacks to less than its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise errors.InputError(f"{path} is compressed ({unpacked} bytes unpacked): not by torch.")
+
+
+def _refusal(path: Path, error: Exception) -> errors.InputError:
+    wanted = _GLOBAL.search(str(error))
+    if wanted or "Weights only load failed" in str(error):
+        needs = wanted.group(1) if wanted else "code that the file brings"
+        return errors.InputError(
+            f"{path} cannot be read without running {needs}; pathfm never does that.",
+            "where you trust the file, save its state dict as safetensors "
+            "(safetensors.torch.save_file), and name that",
+        )
+    return errors.InputError(f"{path} is damaged: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

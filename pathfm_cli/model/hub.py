@@ -1,0 +1,99 @@
+"""Pretrained encoders by timm name: from the local cache, else from the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import urllib.request
+from collections.abc import Iterator
+from urllib import parse
+
+from huggingface_hub import constants
+from torch import nn
+
+from pathfm_cli import errors
+from pathfm_cli.model import vit
+
+PATIENCE_S = 5.0
+"""How long to wait for the hub to answer a connection."""
+
+
+def pretrained(name: str) -> nn.Module:
+    """Build the encoder `name` with timm's weights.
+
+    Args:
+        name: a timm name, or `hf-hub:OWNER/NAME`.
+
+    Raises:
+        errors.UsageError: unknown name.
+        errors.InputError: its weights are neither in the cache nor to be had.
+    """
+    _refuse_other_sources(name)
+    # Whatever version of timm is installed, torch then refuses pickled code in what it loads.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    with contextlib.suppress(OSError), _offline():
+        return _build(name)
+    if not _reachable(constants.ENDPOINT):
+        raise errors.InputError(
+            f"The weights of {name} are not in the local cache and the hub cannot be reached.",
+            _other_ways(name),
+        )
+    try:
+        return _build(name)
+    except OSError as error:
+        raise _unavailable(name, error) from error
+
+
+def _build(name: str) -> nn.Module:
+    try:
+        return vit.build(name, pretrained=True)
+    except (RuntimeError, ValueError) as error:
+        raise _unavailable(name, error) from error
+
+
+def _unavailable(name: str, error: Exception) -> errors.InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return errors.InputError(f"The weights of {name} cannot be had: {reason}.", _other_ways(name))
+
+
+def _other_ways(name: str) -> str:
+    if ":" in name:
+        return "download its weights where there is a network: --model FILE --arch TIMM_NAME"
+    return f"--model random/{name} for fresh weights, or --model FILE --arch {name}"
+
+
+def _refuse_other_sources(name: str) -> None:
+    """Refuse the prefixes by which timm reads local folders: files are named by their path."""
+    source, colon, _ = name.partition(":")
+    if colon and source not in ("hf-hub", "hf_hub"):
+        raise errors.UsageError(f"There is no model {name!r}.", "hf-hub:OWNER/NAME or a path")
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Look into the cache only: without this an offline machine retries for half a minute."""
+    logger = logging.getLogger("huggingface_hub")
+    before, level = constants.HF_HUB_OFFLINE, logger.level
+    constants.HF_HUB_OFFLINE = True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logger.setLevel(level)
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub accepts a connection; behind a proxy that cannot be told, so try."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    address = parse.urlsplit(endpoint)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), PATIENCE_S).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,298 @@
+"""What `--model` means: a run, a checkpoint file, fresh weights or a timm name, as an `Encoder`.
+
+Nothing here unpickles: safetensors, or `torch.load(weights_only=True)`. Shapes: B images,
+H x W pixels, K width of the embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pathfm_cli import errors
+from pathfm_cli.model import device as devices
+from pathfm_cli.model import export, files, foreign, hub, transform, vit
+
+FRESH = "random/"
+IMAGE_SIZE_PX = 224
+"""Side of the input of the evaluation protocols (kaiko-eva: Resize(224), CenterCrop(224))."""
+
+WAYS = "--model RUN_FOLDER, --model FILE --arch TIMM_NAME, --model TIMM_NAME or random/TIMM_NAME"
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Encoder:
+    """A frozen encoder, ready to run.
+
+    Attributes:
+        module: in eval mode on `device`; (B, 3, S, S) float to (B, K) or (B, N, K) float.
+        name: short and free of paths.
+        id: 12 hex digits of sha256 over weights, architecture, input and embedding rule.
+        dim: K.
+        image_size_px: S, side of the input.
+        mean: per channel, for pixels in 0..1.
+        std: per channel, for pixels in 0..1.
+        embedding: which output is the embedding: cls, or the name of the pooling.
+        prefix_tokens: class and register tokens before the patch tokens.
+        device: where it runs.
+        precision: fp32 or bf16, what it computes in.
+        dropped: names in the checkpoint that are no part of the encoder.
+    """
+
+    module: nn.Module
+    name: str
+    id: str
+    dim: int
+    image_size_px: int
+    mean: transform.Channels
+    std: transform.Channels
+    embedding: str
+    prefix_tokens: int
+    device: torch.device
+    precision: str
+    dropped: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """What an artifact made with this encoder records of it."""
+        return {
+            "model": self.name,
+            "embedding": self.embedding,
+            "image_size_px": self.image_size_px,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": "shorter side, bilinear with antialias, centre crop",
+            "precision": self.precision,
+        }
+
+    def encode(self, images: torch.Tensor | Image | Sequence[Image]) -> torch.Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, H, W, 3) uint8, or a sequence of (H, W, 3) uint8 of any sizes.
+
+        Returns:
+            (B, K) float32 on `device`; on CUDA it may still be computing.
+        """
+        if isinstance(images, torch.Tensor | np.ndarray):
+            pixels = transform.upload(torch.as_tensor(images), self.device)
+            batch = transform.prepare(pixels, self.image_size_px, self.mean, self.std)
+        else:
+            batch = transform.prepare_mixed(
+                [torch.as_tensor(image) for image in images],
+                self.image_size_px,
+                self.mean,
+                self.std,
+                self.device,
+            )
+        with torch.inference_mode(), devices.autocast(self.device, self.precision):
+            features: torch.Tensor = self.module(batch.to(self.device))
+        return (features[:, 0] if features.ndim == 3 else features).float()
+
+
+def load(
+    spec: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "auto",
+    precision: str = "auto",
+    image_size_px: int | None = None,
+    mean: transform.Channels | None = None,
+    std: transform.Channels | None = None,
+) -> Encoder:
+    """Load the encoder that `spec` means.
+
+    Args:
+        spec: a run folder or its `teacher.safetensors`; a checkpoint file (with `arch`);
+            `random/ARCH`; or a timm name, `hf-hub:OWNER/NAME` included.
+        arch: timm name of a checkpoint file's architecture.
+        seed: of fresh weights.
+        device: a device, or a name for `device.pick`.
+        precision: auto, fp32 or bf16.
+        image_size_px: input side; by default a run's own, else 224 where the encoder takes it.
+        mean: replaces a run's own, or timm's for the architecture.
+        std: as `mean`.
+
+    Raises:
+        errors.UsageError: unknown name, or options that do not go together.
+        errors.InputError: a file or the weights cannot be had, read, or do not fit.
+    """
+    where = devices.pick(device) if isinstance(device, str) else device
+    precision = devices.resolve(where, precision)
+    loaded = _load(str(spec), arch, seed)
+    info = loaded.info
+    info = dataclasses.replace(
+        info,
+        image_size_px=_image_size(loaded, image_size_px),
+        mean=mean or info.mean,
+        std=std or info.std,
+    )
+    return Encoder(
+        module=loaded.module.eval().requires_grad_(False).to(where),
+        name=loaded.name,
+        id=_identity(loaded.module, info),
+        dim=_width(loaded.module),
+        image_size_px=info.image_size_px,
+        mean=info.mean,
+        std=info.std,
+        embedding=info.embedding,
+        prefix_tokens=info.prefix_tokens,
+        device=where,
+        precision=precision,
+        dropped=tuple(loaded.dropped),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Loaded:
+    """A module with what is known of it; `made_for` is whether `info` gives the input's side."""
+
+    module: nn.Module
+    name: str
+    info: export.Info
+    made_for: bool = False
+    dropped: Sequence[str] = ()
+
+
+def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
+    path = Path(spec)
+    if path.is_dir() or files.is_exported(path):
+        _refuse_arch(arch, spec)
+        return _run(path)
+    if path.is_file():
+        return _file(path, arch)
+    if spec.startswith(FRESH):
+        _refuse_arch(arch, spec)
+        return _fresh(spec.removeprefix(FRESH), seed)
+    if path.suffix in files.SUFFIXES or spec.startswith((".", "/", "~")) or spec.endswith("/"):
+        raise errors.InputError(f"{spec} does not exist.", WAYS)
+    _refuse_arch(arch, spec)
+    module = hub.pretrained(spec)
+    return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
+
+
+def _refuse_arch(arch: str | None, spec: str) -> None:
+    if arch is not None:
+        raise errors.UsageError(
+            f"--arch {arch} is for checkpoint files; {spec} says itself what it is.", "leave it out"
+        )
+
+
+def _run(path: Path) -> _Loaded:
+    file = path / export.WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise errors.InputError(
+            f"{path} holds no {export.WEIGHTS}.", "a run writes it at its first export"
+        )
+    info = export.read_info(file)
+    files.check_arguments(info.kwargs, file.parent / export.MODEL)
+    module = vit.build(info.arch, **info.kwargs)
+    state = files.read(file)
+    foreign.check_fit(state, module.state_dict(), f"{file} does not fit its {export.MODEL}")
+    module.load_state_dict(state)
+    return _Loaded(module=module, name=info.arch, info=info, made_for=True)
+
+
+def _file(path: Path, arch: str | None) -> _Loaded:
+    if path.suffix not in files.SUFFIXES:
+        raise errors.UsageError(
+            f"{path} is no checkpoint: known are {' '.join(files.SUFFIXES)}.", WAYS
+        )
+    if arch is None:
+        raise errors.UsageError(
+            f"{path} does not say which architecture it holds.",
+            f"--model {path} --arch vit_small_patch16_224",
+        )
+    module = vit.build(arch)
+    selected, beside = foreign.select(files.read(path), str(path))
+    prefix = vit.prefix_tokens(module)
+    embedded = prefix if not getattr(module, "no_embed_class", False) else 0
+    state, dropped = foreign.convert(selected, class_in_pos_embed=embedded > 0)
+    target = module.state_dict()
+    if "pos_embed" in state and "pos_embed" in target:
+        grid: Any = module.get_submodule("patch_embed").grid_size
+        state["pos_embed"] = foreign.resample_positions(state["pos_embed"], grid, embedded)
+    foreign.check_fit(state, target, f"{path} does not fit {arch}")
+    module.load_state_dict(state)
+    return _Loaded(
+        module=module, name=arch, info=_timm_info(arch, module), dropped=[*beside, *dropped]
+    )
+
+
+def _fresh(arch: str, seed: int) -> _Loaded:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = vit.build(arch)
+    return _Loaded(module=module, name=f"{FRESH}{arch}", info=_timm_info(arch, module))
+
+
+def _timm_info(arch: str, module: nn.Module) -> export.Info:
+    made_for = vit.input_of(module)
+    prefix = vit.prefix_tokens(module)
+    pooling = getattr(module, "global_pool", "")
+    cls = prefix > 0 and pooling in ("token", "")
+    return export.Info(
+        arch=arch,
+        kwargs=vit.defaults(arch),
+        image_size_px=made_for.image_size_px,
+        mean=made_for.mean,
+        std=made_for.std,
+        embedding="cls" if cls else pooling if isinstance(pooling, str) and pooling else "pooled",
+        prefix_tokens=prefix,
+    )
+
+
+def _image_size(loaded: _Loaded, asked: int | None) -> int:
+    module, native = loaded.module, loaded.info.image_size_px
+    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
+    free = getattr(module, "dynamic_img_size", False) or not config.get("fixed_input_size", False)
+    size = asked or (native if loaded.made_for or not free else IMAGE_SIZE_PX)
+    patch = _patch_px(module)
+    if size % patch or (size != native and not free):
+        need = f"multiples of {patch} px" if free else f"{native} px"
+        raise errors.UsageError(
+            f"{loaded.name} cannot take images of {size} px, only {need}.",
+            f"--image-size {max(patch, size // patch * patch) if free else native}",
+        )
+    return size
+
+
+def _width(module: nn.Module) -> int:
+    """K: some convolutional networks put a layer between their features and the classifier."""
+    width: Any = getattr(module, "head_hidden_size", None) or module.num_features
+    return int(width)
+
+
+def _patch_px(module: nn.Module) -> int:
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", (1, 1))
+    return int(patch[0]) if isinstance(patch, tuple) else 1
+
+
+def _identity(module: nn.Module, info: export.Info) -> str:
+    """Hash the numbers themselves, so that the same weights in another file are the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    facts = {
+        "arch": info.arch,
+        "kwargs": dict(info.kwargs),
+        "image_size_px": info.image_size_px,
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "embedding": info.embedding,
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()[:12]
