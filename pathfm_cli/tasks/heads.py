@@ -1,0 +1,213 @@
+"""Linear heads, several runs trained at once as one batched computation.
+
+Legend: R = runs, B = batch, N = rows, K = width, C = classes. Gradients are written out: the loss
+is the mean cross-entropy of softmax(x W + b), so dL/dlogits = (softmax - onehot) / B.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from pathfm_cli.data import draw
+from pathfm_cli.tasks import metrics, protocols
+
+HEAD, ORDER = 101, 102
+"""Purposes of the random numbers of a run: initial weights, order of an epoch."""
+PREDICT_ROWS = 16_384
+ONE_THREAD_FLOATS = 1 << 21
+"""Floats in a step below which threads cost more than they bring: 0.3 against 6 ms a step, 2 cores
+that others use too."""
+Report = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(slots=True)
+class Heads:
+    """Weights, biases and momentum of R heads."""
+
+    weight_RKC: torch.Tensor
+    bias_R1C: torch.Tensor
+    weight_momentum_RKC: torch.Tensor
+    bias_momentum_R1C: torch.Tensor
+
+    @classmethod
+    def fresh(
+        cls, seeds: Sequence[int], width: int, classes: int, device: torch.device | str = "cpu"
+    ) -> Heads:
+        """Draw each head from its own seed, uniform in +-1/sqrt(K) as torch.nn.Linear does."""
+        bound = width**-0.5
+        drawn = np.stack(
+            [draw.rng(s, 0, HEAD).uniform(-bound, bound, (width + 1, classes)) for s in seeds]
+        )
+        both = torch.from_numpy(drawn.astype(np.float32)).to(device)
+        weight, bias = both[:, :-1].contiguous(), both[:, -1:].contiguous()
+        return cls(weight, bias, torch.zeros_like(weight), torch.zeros_like(bias))
+
+    def step(
+        self, x_RBK: torch.Tensor, y_RB: torch.Tensor, lr: float, momentum: float, nesterov: bool
+    ) -> None:
+        """Take one step of SGD: m = mu m + g, then w -= lr (g + mu m), or lr m without Nesterov."""
+        grad_RBC = torch.baddbmm(self.bias_R1C, x_RBK, self.weight_RKC).softmax(-1)
+        minus_one = grad_RBC.new_full((), -1.0).expand(*y_RB.shape, 1)
+        grad_RBC.scatter_add_(-1, y_RB[..., None], minus_one).div_(y_RB.shape[1])
+        weight_grad = (grad_RBC.transpose(1, 2) @ x_RBK).transpose(1, 2)
+        bias_grad = grad_RBC.sum(1, keepdim=True)
+        for value, moment, grad in (
+            (self.weight_RKC, self.weight_momentum_RKC, weight_grad),
+            (self.bias_R1C, self.bias_momentum_R1C, bias_grad),
+        ):
+            moment.mul_(momentum).add_(grad)
+            if nesterov:
+                value.sub_(grad, alpha=lr)
+                value.sub_(moment, alpha=lr * momentum)
+            else:
+                value.sub_(moment, alpha=lr)
+
+    def predict(self, x_NK: torch.Tensor) -> torch.Tensor:
+        """Most likely class of every row by every head, (R, N) int64."""
+        runs, width, classes = self.weight_RKC.shape
+        weight = self.weight_RKC.permute(1, 0, 2).reshape(width, runs * classes)
+        bias = self.bias_R1C.reshape(runs * classes)
+        parts = [
+            torch.addmm(bias, part, weight).view(-1, runs, classes).argmax(-1)
+            for part in torch.split(x_NK, PREDICT_ROWS)
+        ]
+        return torch.cat(parts).T
+
+    def confusion(self, x_NK: torch.Tensor, y_N: torch.Tensor) -> metrics.Counts:
+        """Confusion table of every head, (R, C, C)."""
+        runs, _, classes = self.weight_RKC.shape
+        cells = torch.arange(runs, device=y_N.device)[:, None] * classes + y_N
+        pairs = (cells * classes + self.predict(x_NK)).ravel()
+        counts = torch.bincount(pairs, minlength=runs * classes * classes)
+        return counts.view(runs, classes, classes).cpu().numpy()
+
+    def take(self, runs: torch.Tensor) -> Heads:
+        """The heads at these positions, copied."""
+        return Heads(*(getattr(self, field.name)[runs] for field in dataclasses.fields(self)))
+
+    def put(self, runs: torch.Tensor, other: Heads) -> None:
+        """Overwrite the heads at these positions with those of `other`."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name)[runs] = getattr(other, field.name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fit:
+    """The best state of every run and how it came about."""
+
+    heads: Heads
+    best_step: list[int]
+    """Steps taken when the state was the best on the selection split, by run."""
+    stopped_step: list[int]
+    """Steps taken in all, by run."""
+
+
+def order(seed: int, epoch: int, rows: int) -> torch.Tensor:
+    """The order of the training rows in one epoch of one run, (rows,) int64."""
+    return torch.from_numpy(draw.rng(seed, epoch, ORDER).permutation(rows))
+
+
+def fit(
+    train: tuple[torch.Tensor, torch.Tensor],
+    select: tuple[torch.Tensor, torch.Tensor],
+    classes: int,
+    protocol: protocols.Protocol,
+    seeds: Sequence[int],
+    progress: Report | None = None,
+) -> Fit:
+    """Train one head a seed; keep each run's state with the best balanced accuracy on `select`.
+
+    `select` is looked at after every epoch and after the last step. A run stops once it has not
+    improved for the protocol's patience; the others go on.
+
+    Args:
+        train: (N, K) float32 features and (N,) int64 classes.
+        select: the same of the split that chooses the state.
+        classes: C.
+        protocol: how to train.
+        seeds: one a run; a run's numbers depend on its own seed only.
+        progress: called with (steps done, most steps).
+    """
+    x_NK, y_N = train
+    plan = protocols.schedule(protocol, len(x_NK))
+    heads = Heads.fresh(seeds, x_NK.shape[1], classes, x_NK.device)
+    runs = torch.arange(len(seeds), device=x_NK.device)
+    best = heads.take(runs)
+    watch = _Watch(len(seeds), plan.patience_epochs)
+    for epoch in range(plan.max_epochs):
+        orders = torch.stack([order(seeds[run], epoch, len(x_NK)) for run in runs.tolist()])
+        with _threads(len(runs) * plan.batch_size * x_NK.shape[1]):
+            step = _train_epoch(heads, train, orders.to(x_NK.device), protocol, plan, epoch)
+        values = metrics.balanced_accuracy(heads.confusion(*select))
+        improved, going = watch.update(runs.tolist(), step, values)
+        better = torch.tensor(improved, dtype=torch.int64, device=runs.device)
+        best.put(runs[better], heads.take(better))
+        if progress:
+            progress(step if going else plan.steps, plan.steps)
+        if not going:
+            break
+        if len(going) < len(runs):
+            kept = torch.tensor(going, device=runs.device)
+            heads, runs = heads.take(kept), runs[kept]
+    return Fit(best, watch.best_step, watch.last_step)
+
+
+def _train_epoch(
+    heads: Heads,
+    train: tuple[torch.Tensor, torch.Tensor],
+    orders_RN: torch.Tensor,
+    protocol: protocols.Protocol,
+    plan: protocols.Schedule,
+    epoch: int,
+) -> int:
+    """Step through one epoch, or to the last step of the protocol; return the steps done so far."""
+    x_NK, y_N = train
+    step = epoch * plan.steps_per_epoch
+    for picked_RB in torch.split(orders_RN, plan.batch_size, dim=1)[: plan.steps - step]:
+        x_RBK = x_NK.index_select(0, picked_RB.reshape(-1)).view(*picked_RB.shape, -1)
+        lr = plan.lr_at(step)
+        heads.step(x_RBK, y_N[picked_RB], lr, protocol.momentum, protocol.nesterov)
+        step += 1
+    return step
+
+
+@contextlib.contextmanager
+def _threads(floats: int) -> Iterator[None]:
+    """Let small steps run on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if floats < ONE_THREAD_FLOATS else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Watch:
+    """Early stopping, run by run."""
+
+    def __init__(self, runs: int, patience: int) -> None:
+        self.patience = patience
+        self.best = [-1.0] * runs
+        self.best_step = [0] * runs
+        self.last_step = [0] * runs
+        self.waited = [0] * runs
+
+    def update(
+        self, runs: list[int], step: int, values: metrics.Values
+    ) -> tuple[list[int], list[int]]:
+        """Take in one validation; return the positions that improved and those that go on."""
+        improved, going = [], []
+        for position, (run, value) in enumerate(zip(runs, values.tolist(), strict=True)):
+            self.last_step[run] = step
+            self.waited[run] += 1
+            if value > self.best[run]:
+                self.best[run], self.best_step[run], self.waited[run] = value, step, 0
+                improved.append(position)
+            if self.waited[run] < self.patience:
+                going.append(position)
+        return improved, going

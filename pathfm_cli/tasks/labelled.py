@@ -1,0 +1,156 @@
+"""Which rows of a file of embeddings train, choose and score a probe, and what their classes are.
+
+Roles are `train`, `val` (chooses the state of a run) and `test` (is reported). A file may lack
+`val` or `test`, not both: then one split does both jobs, and the notes say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pathfm_cli import errors
+from pathfm_cli.tasks import features
+
+ROLES = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Data:
+    """Rows and classes by role; vectors are not loaded yet."""
+
+    source: features.Features
+    names: Mapping[str, str]
+    """What the file calls the split of each role that it has."""
+    classes: tuple[str, ...]
+    """Label names, sorted (numbers by size); position = class."""
+    rows: Mapping[str, features.Rows]
+    """Positions in the file, ascending."""
+    labels: Mapping[str, npt.NDArray[np.int64]]
+    """Classes of those rows."""
+    notes: tuple[str, ...]
+    """What a person should know about the choice of rows."""
+
+    @property
+    def select(self) -> str:
+        """The role that chooses the state of a run."""
+        return "val" if "val" in self.names else "test"
+
+    @property
+    def report(self) -> str:
+        """The role whose balanced accuracy is the score."""
+        return "test" if "test" in self.names else "val"
+
+
+def prepare(source: features.Features, wanted: Mapping[str, str]) -> Data:
+    """Choose the rows of every role and number the classes.
+
+    Args:
+        source: embeddings with columns `label` and `split`.
+        wanted: name of the split for each of `ROLES`. A role under its own name may be absent.
+
+    Raises:
+        errors.InputError: no column `label` or `split`, no train or nothing to report, one class
+            only, or a label that train lacks.
+        errors.UsageError: the file has no split of a name that differs from its role's.
+    """
+    if "label" not in source.table.columns:
+        raise errors.InputError(
+            f"{source.path} has no column `label`.",
+            "pathfm embed --images TABLE with a column label, or folders DIR/train/CLASS",
+        )
+    names = _names(source, wanted)
+    labelled = source.table["label"].is_not_null().to_numpy()
+    every = {role: source.rows(name) for role, name in names.items()}
+    rows = {role: chosen[labelled[chosen]] for role, chosen in every.items()}
+    for role, chosen in rows.items():
+        if not len(chosen):
+            raise errors.InputError(
+                f"{source.path} has no row with a label and an embedding in {names[role]!r}."
+            )
+    classes, labels = _number(source, names, rows)
+    unlabelled = sum(len(every[role]) - len(rows[role]) for role in rows)
+    notes = _notes(source, names, unlabelled)
+    notes += _missing_classes(classes, labels)
+    return Data(source, names, classes, rows, labels, tuple(notes))
+
+
+def _names(source: features.Features, wanted: Mapping[str, str]) -> dict[str, str]:
+    known = source.splits()
+    names = {}
+    for role in ROLES:
+        found = [name for name in features.aliases(wanted[role]) if name in known]
+        if found:
+            names[role] = found[0]
+        elif wanted[role] != role:
+            source.split_name(wanted[role])  # raises, and names the splits there are
+    if "train" not in names or len(names) == 1:
+        raise errors.InputError(
+            f"{source.path} needs a split train, and val or test; it has "
+            f"{', '.join(known) or 'none'}.",
+            "pathfm probe ... --train NAME --test NAME",
+        )
+    return names
+
+
+def _number(
+    source: features.Features, names: Mapping[str, str], rows: Mapping[str, features.Rows]
+) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
+    column = source.table["label"]
+    if column.dtype.is_nested() or column.dtype.is_float():
+        raise errors.InputError(f"{source.path}: labels are {column.dtype}, not names or integers.")
+    if not column.dtype.is_integer():
+        column = column.cast(pl.String)
+    known = column.gather(rows["train"]).unique().sort()
+    if len(known) < 2:
+        raise errors.InputError(
+            f"{source.path} has one class in train ({known[0]}): nothing to tell apart."
+        )
+    labels = {}
+    for role, chosen in rows.items():
+        found = column.gather(chosen)
+        if strange := sorted(map(str, set(found.unique()) - set(known))):
+            raise errors.InputError(
+                f"{source.path}: {names[role]} has labels that train lacks: "
+                f"{', '.join(strange[:5])}.",
+                "name the same classes in every split",
+            )
+        labels[role] = known.search_sorted(found).to_numpy().astype(np.int64)
+    return tuple(map(str, known)), labels
+
+
+def _notes(source: features.Features, names: Mapping[str, str], unlabelled: int) -> list[str]:
+    notes = []
+    if "val" not in names:
+        notes.append(
+            f"no split val: the best state of each run is chosen on {names['test']}, the split "
+            "that is reported, so the score is optimistic"
+        )
+    if "test" not in names:
+        notes.append(
+            f"no split test: the score is of {names['val']}, which also chose the best state of "
+            "each run, so it is optimistic"
+        )
+    if source.failed:
+        notes.append(f"{source.failed} rows without an embedding are left out")
+    if unlabelled:
+        notes.append(f"{unlabelled} rows without a label are left out")
+    if others := [name for name in source.splits() if name not in names.values()]:
+        notes.append(f"these splits take no part: {', '.join(others)}")
+    return notes
+
+
+def _missing_classes(
+    classes: tuple[str, ...], labels: Mapping[str, npt.NDArray[np.int64]]
+) -> list[str]:
+    notes = []
+    for role, numbers in labels.items():
+        absent = np.setdiff1d(np.arange(len(classes)), numbers)
+        if len(absent):
+            some = ", ".join(classes[i] for i in absent[:5])
+            notes.append(f"{role} has no rows of {some}: its balanced accuracy leaves them out")
+    return notes

@@ -1,0 +1,128 @@
+"""The `scores` artifact: a long table, one JSON document and tensors beside it, the table last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors import numpy as safetensors_numpy
+
+from pathfm_cli import artifacts, errors
+
+SCHEMA = {"metric": pl.String, "split": pl.String, "run": pl.Int64, "value": pl.Float64}
+
+Row = tuple[str, str, int | None, float]
+"""Metric, split ("" if none), run (None for a summary over runs), value."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """What a task hands to the command line."""
+
+    record: dict[str, Any]
+    """The handle, with the flat numbers under `metrics`."""
+    notes: Sequence[str] = ()
+    """What a person should know; none of it is an error."""
+    lines: Sequence[str] = ()
+    """The summary for a terminal."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """The files of one result."""
+
+    table: Path
+    document: Path
+    heads: Path
+
+
+def place(out: str | Path) -> Place:
+    """Name the files: `-o NAME.parquet` is the table itself, any other name a folder for it."""
+    out = Path(out)
+    if out.suffix == ".parquet":
+        return Place(out, out.with_suffix(".json"), out.with_suffix(".heads.safetensors"))
+    return Place(out / "scores.parquet", out / "scores.json", out / "heads.safetensors")
+
+
+def files(out: str | Path | None, *, heads: bool = True) -> list[Path]:
+    """What `write` leaves behind."""
+    found = place(out) if out else None
+    if found is None:
+        return []
+    return [found.table, found.document, *([found.heads] if heads else [])]
+
+
+def check_free(out: str | Path | None, *, overwrite: bool) -> None:
+    """Refuse an output that no result of ours may replace, before any input is read.
+
+    Raises:
+        errors.OutputClash: something else than scores lies there.
+    """
+    if out is None:
+        return
+    files = place(out)
+    folder = files.table.parent
+    if files.table.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise errors.OutputClash(f"{out} cannot hold scores.", "-o FOLDER or -o NAME.parquet")
+    if overwrite:
+        return
+    hint = "another -o, or --overwrite to replace it"
+    if files.table.exists():
+        try:
+            artifacts.read_header(files.table, "scores")
+        except errors.InputError as error:
+            raise errors.OutputClash(
+                f"{files.table} exists and holds no pathfm scores.", hint
+            ) from error
+    elif files.document.exists() and not _is_ours(files.document):
+        raise errors.OutputClash(f"{files.document} exists and holds no pathfm scores.", hint)
+
+
+def write(
+    out: str | Path,
+    rows: Iterable[Row],
+    header: artifacts.Header,
+    details: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write the result and return its record; the table appears last, so it means "complete".
+
+    Args:
+        out: see `place`.
+        rows: the long table.
+        header: of kind scores.
+        details: more for the JSON document.
+        tensors: what was trained, kept as safetensors.
+    """
+    files = place(out)
+    rows = list(rows)
+    scores = [dict(zip(SCHEMA, row, strict=True)) for row in rows]
+    header = dataclasses.replace(header, rows=len(rows), files={"document": files.document.name})
+    if tensors:
+        header = dataclasses.replace(header, files={**header.files, "heads": files.heads.name})
+        with artifacts.atomic(files.heads) as temporary:
+            # save_file would leave a file that only its owner can read.
+            temporary.write_bytes(safetensors_numpy.save(dict(tensors), {"scores": header.id}))
+    with artifacts.atomic(files.document) as temporary:
+        document = {**json.loads(header.dumps()), **details, "scores": scores}
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
+    return artifacts.write_table(files.table, pl.DataFrame(rows, SCHEMA, orient="row"), header)
+
+
+def unsaved(header: artifacts.Header) -> dict[str, Any]:
+    """The record of a result that was not written: it has no path."""
+    record = header.record("")
+    del record["path"]
+    return record
+
+
+def _is_ours(document: Path) -> bool:
+    try:
+        return bool(json.loads(document.read_text()).get("kind") == "scores")
+    except (OSError, ValueError, AttributeError):
+        return False
