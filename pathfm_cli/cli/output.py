@@ -37,7 +37,8 @@ class Sink:
             ReaderGone: stdout is closed.
         """
         if self.quiet:
-            self.line(str(record.get("path", "")))
+            if "path" in record:
+                self.line(str(record["path"]))
         elif self.json or not _terminal(sys.stdout):
             self.line(json.dumps(record, separators=(",", ":")))
         else:
