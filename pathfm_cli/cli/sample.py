@@ -1,5 +1,60 @@
+"""`pathfm sample`: tissue to a fixed set of patches."""
+
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def sample() -> None:
-    """Placeholder while the house is being built."""
+import typer
+
+from pathfm_cli import errors
+from pathfm_cli.cli import options, output, pipe, progress
+
+
+def sample(
+    out: options.Out,
+    tissue: Annotated[
+        list[str] | None, typer.Argument(help="A tissue artifact; without it stdin is read.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Draw this many patches.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Take every cell of a grid.")] = False,
+    mpp: Annotated[str, typer.Option(help="Resolutions in um/px, as in 0.25,0.5,1,2.")] = "0.5",
+    size: Annotated[int, typer.Option(help="Side of a patch in pixels at its mpp.")] = 256,
+    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a patch.")] = 0.4,
+    stride: Annotated[int | None, typer.Option(help="Step of the grid, px; the size.")] = None,
+    strategy: Annotated[str, typer.Option(help="Slides by: uniform or area.")] = "uniform",
+    weights: Annotated[str, typer.Option(help="Slides by this column of weights.")] = "",
+    seed: options.Seed = 0,
+    preview: Annotated[
+        Path | None, typer.Option(help="A PNG to write: a contact sheet.", dir_okay=False)
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> int:
+    r"""Choose patches with enough tissue: at random, or every cell of a grid.
+
+    \b
+    pathfm sample tissue.parquet --n 10000 --mpp 0.25,0.5,1,2 -o patches.parquet
+    pathfm sample tissue.parquet --grid --mpp 0.5 -o grid.parquet --preview sheet.png
+    """
+    from pathfm_cli.data import pictures
+    from pathfm_cli.data import sample as library
+
+    config, choice = library.request(
+        mpp, size, min_tissue, strategy, weights, n=n, seed=seed, gridded=grid, stride_px=stride
+    )
+    library.check(out, config, choice, overwrite=overwrite)
+    path = pipe.bind("sample", tissue or [], {"tissue": pipe.Slot(("tissue",))})["tissue"]
+    sink = output.Sink(json, quiet)
+    if dry_run:
+        return sink.plan(library.plan(path, out, config, choice, overwrite=overwrite))
+    with progress.track("sample", quiet=quiet) as report:
+        done = library.sample(path, out, config, choice, overwrite, report)
+    for sentence in done.notes:
+        output.note(f"pathfm: {sentence}")
+    lost = pictures.contact_sheet(out, preview) if preview else []
+    output.failures(lost, pictures.MAX_CELLS, "patches of the preview")
+    code = sink.emit(done.record, done.summary, f"pathfm embed {out} --model run/ -o e.parquet")
+    return errors.PARTIAL if lost else code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import typing
 from typing import Literal, Protocol
 
 import numpy as np
@@ -39,6 +40,9 @@ REASONS = (
 """Why a pair of slide and mpp gives no patches; `feasibility` returns positions in this list."""
 
 
+Strategy = Literal["uniform", "area", "column"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Patch:
     """One square of tissue: number, position of the slide in the cohort, place, tissue share."""
@@ -64,7 +68,7 @@ class SampleConfig:
     """Side of a patch in pixels at its mpp (paper IV-C (iii))."""
     min_tissue: float = 0.4
     """Least share of a patch's area inside the tissue polygon (paper IV-C (iii))."""
-    strategy: Literal["uniform", "area", "column"] = "uniform"
+    strategy: Strategy = "uniform"
     """A slide's chance: the same for all, its tissue area, or `weights_column` (paper IV-B)."""
     weights_column: str = ""
     """Column of the slides with a weight per slide, for the strategy `column`."""
@@ -82,10 +86,10 @@ class SampleConfig:
         _check(self.size_px > 0, f"size_px is {self.size_px}; it must be above 0")
         _check(0 <= self.min_tissue <= 1, f"min_tissue {self.min_tissue} is no share of an area")
         _check(1 <= self.max_upsample < math.inf, f"max_upsample {self.max_upsample} is below 1")
-        named = bool(self.weights_column)
-        _check(
-            named == (self.strategy == "column"), "strategy column and weights_column go together"
-        )
+        known = typing.get_args(Strategy)
+        _check(self.strategy in known, f"strategy {self.strategy} is none of {', '.join(known)}")
+        by_column = self.strategy == "column"
+        _check(bool(self.weights_column) == by_column, "strategy column needs a weights_column")
 
 
 class Source(Protocol):
@@ -149,6 +153,33 @@ def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.in
     return np.where(mpp * config.max_upsample < mpp0, 1, reason).astype(np.int8)
 
 
+def check_feasible(slides: pl.DataFrame, config: SampleConfig) -> None:
+    """Raise if no slide can give a patch of any mpp.
+
+    Args:
+        slides: rows of a `tissue` table without `error`.
+        config: how patches are drawn.
+
+    Raises:
+        errors.UsageError: it names pairs of slide and mpp, and why each is unfit.
+    """
+    reasons = feasibility(slides, config)
+    if (reasons == 0).any():
+        return
+    if slides.is_empty():
+        raise errors.UsageError("No slide is usable: all carry errors.", "pathfm show FILE")
+    pairs = [
+        f"{slide} at mpp {mpp:g}: {REASONS[reasons[row, column]]}"
+        for row, slide in enumerate(slides["slide"][:3])
+        for column, mpp in enumerate(config.mpp)
+    ]
+    more = f"; and {reasons.size - 3} more" if reasons.size > 3 else ""
+    raise errors.UsageError(
+        f"No slide can give a patch: {'; '.join(pairs[:3])}{more}.",
+        "name a coarser --mpp, a smaller --size or a lower --min-tissue",
+    )
+
+
 class Sampler:
     """Draws patches from the tissue of a cohort; a pure function of (seed, index).
 
@@ -163,8 +194,9 @@ class Sampler:
 
     def __init__(self, table: artifacts.Table, config: SampleConfig, seed: int) -> None:
         frame = table.frame.filter(pl.col("error").is_null())
+        _check(0 <= seed < 2**64, f"The seed {seed} is not in [0, 2^64)")
+        check_feasible(frame, config)
         self.config, self.seed = config, seed
-        self._ids = frame["slide"]
         self._mpp0 = frame["mpp"].to_numpy()
         self._size_px0 = frame.select("width_px0", "height_px0").to_numpy()
         self._wkb = frame["geometry"]
@@ -172,14 +204,11 @@ class Sampler:
         reasons = feasibility(frame, config)
         weights = np.asarray(config.mpp_weights or (1.0,) * len(config.mpp))
         self._mpp_cdf = np.cumsum((reasons == 0) * weights, axis=1)
-        usable = self._mpp_cdf[:, -1:] > 0
-        if not usable.any():
-            raise _nothing_feasible(frame, config, reasons)
-        self._slide_cdf = np.cumsum(_slide_weights(frame, config) * usable[:, 0])
+        usable = self._mpp_cdf[:, -1] > 0
+        self._slide_cdf = np.cumsum(_slide_weights(frame, config) * usable)
         if self._slide_cdf[-1] <= 0:
             raise errors.UsageError(
-                f"All slides that can give a patch have weight 0 in {config.weights_column}.",
-                "--strategy uniform",
+                "Every slide that can give a patch has the weight 0.", "other weights"
             )
 
     def draw(self, index: int, attempt: int = 0) -> Patch:
@@ -298,21 +327,3 @@ def _slide_weights(frame: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.
 def _choose(cumulative: npt.NDArray[np.float64], random: np.random.Generator) -> int:
     """Position of one item, drawn by the weights whose cumulative sum is given."""
     return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
-
-
-def _nothing_feasible(
-    frame: pl.DataFrame, config: SampleConfig, reasons: npt.NDArray[np.int8]
-) -> errors.UsageError:
-    if frame.is_empty():
-        return errors.UsageError("No slide is usable: all carry errors.", "pathfm show FILE")
-    pairs = [
-        f"{slide} at mpp {mpp:g}: {REASONS[reasons[row, column]]}"
-        for row, slide in enumerate(frame["slide"])
-        for column, mpp in enumerate(config.mpp)
-        if reasons[row, column]
-    ]
-    more = f"; and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
-    return errors.UsageError(
-        f"No slide can give a patch: {'; '.join(pairs[:3])}{more}.",
-        "name a coarser --mpp, a smaller --size or a lower --min-tissue",
-    )

@@ -1,0 +1,110 @@
+"""Grids over tissue: all patches of a slide with enough of it (paper, section IV-B, last words)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import shapely
+from numpy import typing as npt
+from shapely import geometry
+
+from pathfm_cli.data import draw
+
+MAX_CELLS = 100_000
+"""Cells looked at together."""
+
+SCHEMA = {
+    "slide": pl.String,
+    "x_px0": pl.Float64,
+    "y_px0": pl.Float64,
+    "mpp": pl.Float64,
+    "size_px": pl.Int64,
+    "tissue_fraction": pl.Float64,
+}
+"""Columns of a `patches` table."""
+
+
+def cells(
+    slides: pl.DataFrame, config: draw.SampleConfig, stride_px: int | None = None
+) -> pl.DataFrame:
+    """All cells with enough tissue: cell (i, j) starts at i, j times the stride from (0, 0).
+
+    A cell lies inside the slide with all of its area.
+
+    Args:
+        slides: rows of a `tissue` table without `error`.
+        config: mpp, size and least tissue.
+        stride_px: distance of neighbours in pixels at their mpp; None means the size.
+
+    Returns:
+        The columns of a `patches` table, by slide, mpp, y and x.
+    """
+    stride_px = config.size_px if stride_px is None else stride_px
+    reasons = draw.feasibility(slides, config)
+    frames = [pl.DataFrame(schema=SCHEMA)]
+    for row, slide in enumerate(slides.iter_rows(named=True)):
+        tissue = shapely.from_wkb(slide["geometry"])
+        shapely.prepare(tissue)
+        for column, mpp in enumerate(config.mpp):
+            if not reasons[row, column]:
+                frames.append(_on_slide(slide, tissue, mpp, config, stride_px))
+    return pl.concat(frames)
+
+
+def _on_slide(
+    slide: dict[str, Any],
+    tissue: geometry.MultiPolygon,
+    mpp: float,
+    config: draw.SampleConfig,
+    stride_px: int,
+) -> pl.DataFrame:
+    extent = draw.extent_px0(config.size_px, mpp, slide["mpp"])
+    step = draw.extent_px0(stride_px, mpp, slide["mpp"])
+    left, top, right, bottom = tissue.bounds
+    x_px0 = _starts(left, right, slide["width_px0"], extent, step)
+    y_px0 = _starts(top, bottom, slide["height_px0"], extent, step)
+    rows = max(1, MAX_CELLS // max(1, len(x_px0)))
+    found = [
+        _enough(tissue, x_px0, y_px0[begin : begin + rows], extent, config.min_tissue)
+        for begin in range(0, len(y_px0), rows)
+    ]
+    values = np.concatenate(found) if found else np.empty((0, 3))
+    return pl.DataFrame(
+        {
+            "slide": pl.repeat(slide["slide"], len(values), dtype=pl.String, eager=True),
+            "x_px0": values[:, 0],
+            "y_px0": values[:, 1],
+            "mpp": pl.repeat(mpp, len(values), dtype=pl.Float64, eager=True),
+            "size_px": pl.repeat(config.size_px, len(values), dtype=pl.Int64, eager=True),
+            "tissue_fraction": values[:, 2],
+        }
+    )
+
+
+def _starts(
+    low: float, high: float, size_px0: int, extent: float, step: float
+) -> npt.NDArray[np.float64]:
+    """Grid lines along one axis whose cells touch [low, high] and end inside the slide."""
+    first = max(0, int(np.floor((low - extent) / step)) + 1)
+    # A cell that ends at the slide's edge must not be lost to rounding.
+    last = min(int(np.floor((size_px0 - extent) / step + 1e-9)), int(np.ceil(high / step)) - 1)
+    return np.arange(first, last + 1).astype(np.float64) * step
+
+
+def _enough(
+    tissue: geometry.MultiPolygon,
+    x_px0: npt.NDArray[np.float64],
+    y_px0: npt.NDArray[np.float64],
+    extent: float,
+    min_tissue: float,
+) -> npt.NDArray[np.float64]:
+    """Rows (x, y, tissue share) of the cells with enough tissue; `tissue` is prepared."""
+    y, x = (axis.ravel() for axis in np.meshgrid(y_px0, x_px0, indexing="ij"))
+    boxes = shapely.box(x, y, x + extent, y + extent)
+    share = shapely.contains(tissue, boxes).astype(np.float64)
+    for cell in np.flatnonzero((share == 0) & shapely.intersects(tissue, boxes)):
+        share[cell] = draw.tissue_fraction(tissue, float(x[cell]), float(y[cell]), extent)
+    enough: npt.NDArray[np.float64] = np.stack([x, y, share], axis=1)[share >= min_tissue]
+    return enough
