@@ -1,5 +1,94 @@
+"""`pathfm embed`: images and an encoder to embeddings."""
+
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def embed() -> None:
-    """Placeholder while the house is being built."""
+import typer
+
+from pathfm_cli.cli import encoder, options, output, pipe, progress
+
+Column = Annotated[str | None, typer.Option(metavar="COLUMN", show_default="the same name")]
+
+
+def embed(
+    out: options.Out,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Patches or tissue; a run may stand beside it.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder (CLASS/*, SPLIT/CLASS/*) or table of images.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Run folder, checkpoint file, timm name, or random/TIMM_NAME."),
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="timm name of a checkpoint file.")] = None,
+    seed: options.Seed = 0,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the encoder's input; 224, or a run's own.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Channel mean in 0..1: 0.5 or R,G,B.")] = None,
+    std: Annotated[str | None, typer.Option(help="Channel deviation: 0.5 or R,G,B.")] = None,
+    label: Column = None,
+    split: Column = None,
+    group: Column = None,
+    slide: Column = None,
+    mpp: Annotated[str | None, typer.Option(help="Grid over tissue: um/px, as 0.5,1.")] = None,
+    size: Annotated[int | None, typer.Option(help="Grid: side of a patch, px (256).")] = None,
+    stride: Annotated[int | None, typer.Option(help="Grid: distance, px (the size).")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Grid: least tissue (0.4).")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Images in one forward pass; 0: what fits the device.")
+    ] = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = 0,
+    max_failed: options.MaxFailed = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> int:
+    r"""Embed patches of slides, a grid over tissue, or image files with any encoder.
+
+    \b
+    pathfm sample t.parquet --grid --mpp 1 | pathfm embed --model run/ -o e.parquet
+    pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
+    """
+    from pathfm_cli.model import weights
+    from pathfm_cli.tasks import embed as library
+    from pathfm_cli.tasks import source
+
+    library.check(out, overwrite=overwrite)
+    normal = encoder.channels("--mean", mean), encoder.channels("--std", std)
+    columns = source.Columns(label=label, split=split, group=group, slide=slide)
+    grid = library.grid(mpp, size, stride, min_tissue)
+    data = library.open_images(images, columns, grid) if images else None
+    slots = {} if data else {"images": pipe.Slot(("patches", "tissue"))}
+    bound, spec = encoder.bind("embed", inputs or [], slots, model)
+    data = data or library.open_places(bound["images"], columns, grid)
+    for sentence in data.notes:
+        output.note(f"pathfm: {sentence}")
+    sink = output.Sink(json, quiet)
+    if dry_run:
+        return sink.plan(library.plan(data, spec, out))
+    network = weights.load(
+        spec,
+        arch=arch,
+        seed=seed,
+        device=device,
+        precision=precision,
+        image_size_px=image_size,
+        mean=normal[0],
+        std=normal[1],
+    )
+    encoder.describe(network)
+    reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
+    with progress.track("embed", quiet=quiet) as report:
+        done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)
+    if not done.fresh:
+        output.note(f"pathfm: {out} is up to date")
+    output.failures(done.failures, done.record["rows"], data.what)
+    return sink.emit(done.record, library.summary(done, data, network), f"pathfm odcorr {out}")

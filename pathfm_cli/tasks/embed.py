@@ -1,0 +1,369 @@
+"""Images to embeddings: read ahead in threads, one forward pass a batch, finished chunks kept.
+
+Rows are worked off in chunks and batches that depend on nothing but their number, so that a run
+that was killed goes on where it was and ends in the same file.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.data import cohort, draw, sample
+from pathfm_cli.model import transform, weights
+from pathfm_cli.tasks import images, source
+
+CHUNK = 2048
+"""Rows written together; a killed run loses at most these."""
+LARGE = 4
+"""An image of more than this many times the encoder's input is resized where it is read."""
+CPU_BATCH, MPS_BATCH, LARGEST_BATCH = 32, 64, 1024
+MEMORY_SHARE = 0.7
+"""Share of the free device memory that a batch may take."""
+
+Report = Callable[[int, int], None]
+Loaded = source.Image | str
+"""Pixels (H, W, 3) uint8, or why there are none."""
+Features = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Embedded:
+    """The finished artifact.
+
+    Attributes:
+        record: its handle.
+        fresh: False where it was there already.
+        failures: (id, error) of the images that failed.
+    """
+
+    record: dict[str, Any]
+    fresh: bool
+    failures: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How the work is done; nothing here changes the result."""
+
+    batch_size: int = 0
+    """Images in one forward pass; 0 takes what fits the device."""
+    workers: int = 0
+    """Threads that read; 0 means one per core."""
+    max_failed: int | None = None
+    """Give up when more images than this fail."""
+
+
+def check(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse an output that is surely something else, before any input is looked at.
+
+    Raises:
+        errors.OutputClash: `out` is a folder, no artifact, or of another kind.
+    """
+    if os.path.isdir(out):
+        raise errors.OutputClash(f"{out} is a folder.", f"-o {Path(out) / 'embeddings.parquet'}")
+    settings = {}
+    with contextlib.suppress(errors.InputError):
+        settings = dict(artifacts.read_header(out).settings)
+    artifacts.refuse(out, "embeddings", settings, overwrite=overwrite)
+
+
+def grid(
+    mpp: str | None, size_px: int | None, stride_px: int | None, min_tissue: float | None
+) -> source.Grid | None:
+    """The grid that options describe; None where none of them was given.
+
+    Args:
+        mpp: as `0.5,1`, um/px.
+        size_px: side of a patch; None is the default of `draw.SampleConfig`, as for the others.
+        stride_px: distance of neighbours; None means the size.
+        min_tissue: least share of tissue.
+
+    Raises:
+        errors.UsageError: no mpp, or a value is out of range.
+    """
+    given = {"size_px": size_px, "min_tissue": min_tissue}
+    chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if mpp is None:
+        if chosen or stride_px is not None:
+            raise errors.UsageError("A grid over tissue needs --mpp.", "--mpp 0.5")
+        return None
+    if stride_px is not None:
+        sample.Grid(stride_px=stride_px)
+    return source.Grid(draw.SampleConfig(mpp=sample.parse_mpp(mpp), **chosen), stride_px)
+
+
+def open_places(
+    path: str | os.PathLike[str], columns: source.Columns, grid: source.Grid | None
+) -> source.Source:
+    """Open a `patches` artifact, or a `tissue` artifact with a grid over it.
+
+    Raises:
+        errors.UsageError: tissue without a grid, patches with one, or as `source.patches`.
+        errors.InputError: as `source.patches`.
+    """
+    kind = artifacts.read_header(path, "patches", "tissue").kind
+    if kind == "patches" and grid:
+        raise errors.UsageError(
+            f"{path} says itself where its patches lie.", "leave out --mpp and the rest of the grid"
+        )
+    if kind == "tissue" and not grid:
+        raise errors.UsageError(
+            f"{path} is tissue; a grid over it needs --mpp.", f"pathfm embed {path} --mpp 0.5 ..."
+        )
+    if grid:
+        return source.tissue(Path(path), grid, columns)
+    return source.patches(Path(path), columns)
+
+
+def open_images(
+    path: str | os.PathLike[str], columns: source.Columns, grid: source.Grid | None = None
+) -> source.Source:
+    """Open a folder or a table of image files.
+
+    Raises:
+        errors.UsageError: a grid was described, or as `images.open_images`.
+        errors.InputError: as `images.open_images`.
+    """
+    if grid:
+        raise errors.UsageError(
+            "A grid is laid over tissue, not over image files.", "leave out --mpp"
+        )
+    return images.open_images(Path(path), columns)
+
+
+def plan(data: source.Source, spec: str, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `embed` would do; loads no encoder and reads no pixels."""
+    return {
+        data.what: data.rows.height,
+        "classes": len(source.classes(data.rows)),
+        "model": spec,
+        "writes": os.path.abspath(out),
+    }
+
+
+def embed(
+    data: source.Source,
+    encoder: weights.Encoder,
+    out: str | os.PathLike[str],
+    reading: Reading | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Report = lambda done, total: None,
+) -> Embedded:
+    """Embed every row of a source and write the `embeddings` artifact, in the order of the source.
+
+    Args:
+        data: what to embed.
+        encoder: with what.
+        out: the Parquet file to write.
+        reading: batch size, threads, patience with failures.
+        overwrite: replace a result made with other inputs or settings.
+        progress: told (done, total) images.
+
+    Raises:
+        errors.OutputClash: `out` holds something else.
+        errors.TooManyFailures: more images failed than allowed; finished chunks are kept.
+        errors.PathfmError: the device has not enough memory for the batch.
+    """
+    header = _header(data, encoder, out)
+    if record := artifacts.finished(out, header, overwrite=overwrite):
+        return Embedded(record, False, _failures(pl.scan_parquet(Path(out))))
+    parts = artifacts.Parts(out, header)
+    _write_parts(data, encoder, parts, reading or Reading(), progress)
+    failures = _failures(parts.scan())
+    attached = {} if data.table is None else {"slides": _slides(data, data.table)}
+    record = artifacts.write_table(out, parts.scan(), header, attached=attached)
+    parts.discard()
+    return Embedded(record, True, failures)
+
+
+def summary(done: Embedded, data: source.Source, encoder: weights.Encoder) -> list[str]:
+    """Lines for a person."""
+    record = done.record
+    good = record["rows"] - len(done.failures)
+    return [f"{good} {data.what} as {encoder.dim} numbers each ({encoder.name}): {record['path']}"]
+
+
+def _header(
+    data: source.Source, encoder: weights.Encoder, out: str | os.PathLike[str]
+) -> artifacts.Header:
+    return artifacts.Header(
+        kind="embeddings",
+        parents=(data.parent, f"encoder:{encoder.id}"),
+        settings={**data.settings, **encoder.settings()},
+        files=cohort.companions(data.table, out) if data.table else {},
+    )
+
+
+def _slides(data: source.Source, table: artifacts.Table) -> pl.DataFrame:
+    """The rows of the slides that the patches lie on, without their polygons."""
+    slides = cohort.slide_rows(table)
+    used = slides["slide"].is_in(data.rows["slide"].unique().implode())
+    return slides.filter(used).drop("geometry", strict=False)
+
+
+def _failures(frame: pl.LazyFrame) -> list[tuple[str, str]]:
+    failed = frame.filter(pl.col("error").is_not_null()).select("id", "error").collect()
+    return list(failed.iter_rows())
+
+
+def _write_parts(
+    data: source.Source,
+    encoder: weights.Encoder,
+    parts: artifacts.Parts,
+    reading: Reading,
+    progress: Report,
+) -> None:
+    """Compute the chunks that are not there yet."""
+    total = data.rows.height
+    finished = parts.done()
+    chunks = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+    missing = [chunk for chunk in chunks if chunk.start // CHUNK not in finished]
+    done = total - sum(map(len, missing))
+    failed = len(_failures(parts.scan())) if finished else 0
+    if not missing:
+        return
+    size = reading.batch_size or _fitting_batch(encoder)
+    batches = [chunk[at : at + size] for chunk in missing for at in range(0, len(chunk), size)]
+    features = np.zeros((CHUNK, encoder.dim), np.float32)
+    reasons: list[str | None] = []
+    for batch, rows, errors_here in _forward(data, encoder, batches, reading.workers):
+        features[len(reasons) : len(reasons) + len(batch)] = rows
+        reasons += errors_here
+        done += len(batch)
+        progress(done, total)
+        if batch.stop % CHUNK == 0 or batch.stop == total:
+            first = batch.stop - len(reasons)
+            meta = data.rows[first : batch.stop]
+            parts.write(first // CHUNK, _frame(meta, features[: len(reasons)], reasons))
+            failed += sum(reason is not None for reason in reasons)
+            reasons = []
+            if reading.max_failed is not None and failed > reading.max_failed:
+                name, reason = _failures(parts.scan())[0]
+                raise errors.TooManyFailures(
+                    f"{failed} of {done} {data.what} failed, first {name}: {reason}.",
+                    "allow more with --max-failed; the same command goes on from here",
+                )
+
+
+def _frame(meta: pl.DataFrame, features: Features, reasons: Sequence[str | None]) -> pl.DataFrame:
+    embedding = pl.Series("embedding", features, pl.Array(pl.Float32, features.shape[1]))
+    failed = pl.Series("error", reasons, pl.String)
+    return meta.with_columns(embedding, failed).with_columns(
+        pl.when(pl.col("error").is_null()).then("embedding").alias("embedding")
+    )
+
+
+def _forward(
+    data: source.Source,
+    encoder: weights.Encoder,
+    batches: Sequence[range],
+    workers: int,
+) -> Iterator[tuple[range, Features, list[str | None]]]:
+    """Yield each batch with its features; the next one is already queued on the device."""
+    order = [row for batch in batches for row in batch]
+    ahead = 2 * max(map(len, batches))
+    queued: tuple[range, list[str | None], torch.Tensor] | None = None
+    with _read_ahead(data, encoder.image_size_px, order, workers, ahead) as loaded:
+        for batch in batches:
+            pixels = [next(loaded) for _ in batch]
+            reasons = [image if isinstance(image, str) else None for image in pixels]
+            usable = [image for image in pixels if not isinstance(image, str)]
+            queued, before = (batch, reasons, _encode(encoder, usable)), queued
+            if before:
+                yield _collect(*before)
+    if queued:
+        yield _collect(*queued)
+
+
+def _encode(encoder: weights.Encoder, images: Sequence[source.Image]) -> torch.Tensor:
+    if not images:
+        return torch.empty((0, encoder.dim))
+    try:
+        return encoder.encode(images)
+    except torch.OutOfMemoryError as error:
+        raise errors.PathfmError(
+            f"A batch of {len(images)} images does not fit the memory of {encoder.device}.",
+            f"--batch-size {max(1, len(images) // 2)}",
+        ) from error
+
+
+def _collect(
+    batch: range, reasons: list[str | None], encoded: torch.Tensor
+) -> tuple[range, Features, list[str | None]]:
+    """Put the features in their rows; a row that failed is zero and has its reason."""
+    usable = np.array([reason is None for reason in reasons])
+    features = np.zeros((len(batch), encoded.shape[1]), np.float32)
+    features[usable] = encoded.cpu().numpy()
+    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)):
+        features[place], reasons[place] = 0, "the encoder's output is not finite"
+    return batch, features, reasons
+
+
+@contextlib.contextmanager
+def _read_ahead(
+    data: source.Source, size_px: int, order: Sequence[int], workers: int, ahead: int
+) -> Iterator[Iterator[Loaded]]:
+    """Yield an iterator over the images of `order`, read by threads at most `ahead` of it."""
+    pool = futures.ThreadPoolExecutor(workers or _cores(), "pathfm-read")
+    waiting: collections.deque[futures.Future[Loaded]] = collections.deque()
+
+    def pixels() -> Iterator[Loaded]:
+        for row in order:
+            waiting.append(pool.submit(_read, data, size_px, row))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield pixels()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(data: source.Source, size_px: int, row: int) -> Loaded:
+    """Read one image; a large one is made small at once, which bounds memory."""
+    try:
+        pixels = data.read(row)
+    except errors.SlideError as error:
+        return str(error)
+    if pixels.shape[0] * pixels.shape[1] <= LARGE * size_px**2:
+        return pixels
+    return transform.shrink(torch.from_numpy(pixels)[None], size_px)[0].numpy()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _fitting_batch(encoder: weights.Encoder) -> int:
+    """The largest power of two whose activations fit; measured on CUDA, fixed elsewhere."""
+    if encoder.device.type != "cuda":
+        return MPS_BATCH if encoder.device.type == "mps" else CPU_BATCH
+    trial = 8
+    side = encoder.image_size_px
+    encoder.encode(torch.zeros((trial, side, side, 3), dtype=torch.uint8))
+    before = torch.cuda.memory_allocated(encoder.device)
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    encoder.encode(torch.zeros((trial, side, side, 3), dtype=torch.uint8))
+    each = (torch.cuda.max_memory_allocated(encoder.device) - before) / trial
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(encoder.device)
+    fitting = int(MEMORY_SHARE * free / max(each, 1))
+    return min(LARGEST_BATCH, 1 << max(0, fitting.bit_length() - 1))
