@@ -300,7 +300,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _peek(path: Path) -> tuple[Header, dict[str, str]]:
     path = resolve(path)
     if not path.exists():
-        raise errors.InputError(f"{path} does not exist.")
+        raise errors.InputError(f"{path} does not exist.", f"ls {path.parent}")
     try:
         metadata = _safetensors_metadata(path) or pl.read_parquet_metadata(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:

@@ -32,10 +32,12 @@ def probe(
     pathfm probe e.parquet -o scores/
     pathfm embed --images tiles.csv --model run/ -o e.parquet | pathfm probe --json
     """
+    from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import features, scores
     from pathfm_cli.tasks import probe as task
 
     config = task.Config(protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test)
+    where = devices.pick(device)
     scores.check_free(out, overwrite=overwrite)
     given = [embeddings] if embeddings else []
     slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
@@ -44,9 +46,7 @@ def probe(
     if dry_run:
         return sink.plan(task.plan(source, out, config))
     with progress.track("probe", quiet=quiet) as report:
-        result = task.probe(
-            source, out, config, device=device, overwrite=overwrite, progress=report
-        )
+        result = task.probe(source, out, config, device=where, overwrite=overwrite, progress=report)
     for note in result.notes:
         output.note(f"pathfm probe: {note}")
     return sink.emit(result.record, result.lines)

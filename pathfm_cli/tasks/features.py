@@ -23,6 +23,7 @@ from pathfm_cli import artifacts, errors
 CHUNK_ROWS = 4096
 """Rows read at a time: 32 MB of float64 at K = 1024."""
 COLUMNS = ("id", "label", "split", "group")
+_AGAIN = "make it again: pathfm embed ... -o FILE"
 _FORMATS = "Parquet with a float list column `embedding`, .npy or .safetensors"
 
 Array = npt.NDArray[Any]
@@ -103,7 +104,7 @@ class Features:
             done += len(block)
             yield block
         if done != len(rows):
-            raise errors.InputError(f"{self.path} ends after {done} of {len(rows)} rows.")
+            raise errors.InputError(f"{self.path} ends after {done} of {len(rows)} rows.", _AGAIN)
 
     def matrix(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Return the vectors of `rows`, in the order given, as (n, K) float32.
@@ -192,14 +193,16 @@ def _describe(
             engine="streaming"
         )
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise errors.InputError(f"{path} cannot be read: it is damaged.") from error
+        raise errors.InputError(f"{path} cannot be read: it is damaged.", _AGAIN) from error
     table = table.with_columns(pl.col("usable") & pl.col("_width").is_not_null())
     widths = table.filter("usable")["_width"].unique().sort().to_list()
     if not widths:
-        raise errors.InputError(f"{path} has no row with an embedding.")
+        raise errors.InputError(f"{path} has no row with an embedding.", _AGAIN)
     if len(widths) > 1 or widths[0] == 0:
         found = ", ".join(map(str, widths[:3]))
-        raise errors.InputError(f"{path} needs vectors of one length; found: {found}.")
+        raise errors.InputError(
+            f"{path} needs vectors of one length; found: {found}.", "one file for each encoder"
+        )
     return table.drop("_width"), int(widths[0])
 
 
@@ -217,12 +220,14 @@ def _parquet_blocks(path: Path, dtype: pl.Array, keep: Mask) -> Iterator[Array]:
                 column = column.filter(pl.Series(wanted))
             yield from _arrays(path, column.cast(dtype))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise errors.InputError(f"{path} cannot be read: it is damaged.") from error
+        raise errors.InputError(f"{path} cannot be read: it is damaged.", _AGAIN) from error
 
 
 def _arrays(path: Path, column: pl.Series) -> Iterator[Array]:
     if column.null_count():
-        raise errors.InputError(f"{path} has rows without an embedding and without an error.")
+        raise errors.InputError(
+            f"{path} has rows without an embedding and without an error.", _AGAIN
+        )
     for start in range(0, len(column), CHUNK_ROWS):
         yield column[start : start + CHUNK_ROWS].to_numpy()
 
@@ -234,7 +239,8 @@ def _open_npy(path: Path) -> Features:
         raise errors.InputError(f"{path} is damaged or no plain .npy array.", _FORMATS) from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise errors.InputError(
-            f"{path} holds {array.dtype} of shape {array.shape}; (N, K) floats are needed."
+            f"{path} holds {array.dtype} of shape {array.shape}; (N, K) floats are needed.",
+            "numpy.save(FILE, array.astype('float32'))",
         )
     return _matrix_features(path, array.shape, lambda start, stop: np.asarray(array[start:stop]))
 

@@ -70,7 +70,8 @@ def prepare(source: features.Features, wanted: Mapping[str, str]) -> Data:
     for role, chosen in rows.items():
         if not len(chosen):
             raise errors.InputError(
-                f"{source.path} has no row with a label and an embedding in {names[role]!r}."
+                f"{source.path} has no row with a label and an embedding in {names[role]!r}.",
+                f"pathfm show {source.path}",
             )
     classes, labels = _number(source, names, rows)
     unlabelled = sum(len(every[role]) - len(rows[role]) for role in rows)
@@ -102,13 +103,17 @@ def _number(
 ) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
     column = source.table["label"]
     if column.dtype.is_nested() or column.dtype.is_float():
-        raise errors.InputError(f"{source.path}: labels are {column.dtype}, not names or integers.")
+        raise errors.InputError(
+            f"{source.path}: labels are {column.dtype}, not names or integers.",
+            "pathfm embed --label COLUMN chooses another column",
+        )
     if not column.dtype.is_integer():
         column = column.cast(pl.String)
     known = column.gather(rows["train"]).unique().sort()
     if len(known) < 2:
         raise errors.InputError(
-            f"{source.path} has one class in train ({known[0]}): nothing to tell apart."
+            f"{source.path} has one class in train ({known[0]}): nothing to tell apart.",
+            "pathfm embed --label COLUMN chooses another column",
         )
     labels = {}
     for role, chosen in rows.items():

@@ -114,12 +114,10 @@ def odcorr(
         return scores.Result(old, ("up to date",), _lines(old["metrics"]))
     start = time.perf_counter()
     found = measure(source.chunks(rows), len(rows), source.width, progress)
-    numbers = dataclasses.asdict(found) | {
-        "excluded_rows": source.failed,
-        "seconds": time.perf_counter() - start,
-    }
-    header = dataclasses.replace(header, metrics=numbers)
+    numbers = dataclasses.asdict(found) | {"excluded_rows": source.failed}
     table: list[scores.Row] = [(name, split or "", None, value) for name, value in numbers.items()]
+    timed = numbers | {"seconds": time.perf_counter() - start}
+    header = dataclasses.replace(header, metrics=timed)
     record = scores.write(out, table, header, {}) if out else scores.unsaved(header)
     return scores.Result(record, _notes(source, found), _lines(numbers))
 
@@ -200,7 +198,9 @@ class _Grams:
 
     def finish(self) -> tuple[float, float]:
         if not np.isfinite(self.raw_KK).all():
-            raise errors.InputError("The embeddings are too large to square in float64.")
+            raise errors.InputError(
+                "The embeddings are too large to square in float64.", "divide them by a constant"
+            )
         eigenvalues = np.linalg.eigvalsh(self.raw_KK)
         return _square_sum(self.unit_KK) - self.diagonal, _rankme(_roots(eigenvalues))
 

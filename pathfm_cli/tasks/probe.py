@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.model import device as device_module
 from pathfm_cli.tasks import features, heads, labelled, metrics, protocols, scores
 
 Report = Callable[[int, int], None]
@@ -44,7 +43,10 @@ class Config:
     def __post_init__(self) -> None:
         protocols.find(self.protocol)
         if len({self.train, self.val, self.test}) < 3:
-            raise errors.UsageError("--train, --val and --test name three different splits.")
+            raise errors.UsageError(
+                "--train, --val and --test name three different splits.",
+                "--train train --val val --test test",
+            )
 
     def splits(self) -> dict[str, str]:
         """Name of the split for each role."""
@@ -66,7 +68,7 @@ def probe(
     out: Path | None,
     config: Config,
     *,
-    device: str = "auto",
+    device: torch.device | str = "cpu",
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> scores.Result:
@@ -76,7 +78,7 @@ def probe(
         source: embeddings with the columns `label` and `split`.
         out: see `scores.place`; None writes nothing.
         config: what to do.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: where the heads are trained.
         overwrite: replace what `out` holds.
         progress: called with (steps done, most steps).
 
@@ -84,14 +86,13 @@ def probe(
         errors.InputError, errors.UsageError: as `labelled.prepare`, or an embedding holds NaN.
         errors.OutputClash: `out` holds something else.
     """
-    where = device_module.pick(device)
     made = header(source, config)
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
         return scores.Result(old, ("up to date",))
     start = time.perf_counter()
     data = labelled.prepare(source, config.splits())
     protocol = protocols.find(config.protocol)
-    tensors = _load(data, where)
+    tensors = _load(data, torch.device(device))
     seeds = [config.seed + run for run in range(config.runs)]
     classes = len(data.classes)
     fit = heads.fit(tensors["train"], tensors[data.select], classes, protocol, seeds, progress)

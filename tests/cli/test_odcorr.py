@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pathfm_cli import artifacts
+
+
+def pathfm(*arguments, cwd, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-m", "pathfm_cli", *arguments],
+        cwd=cwd,
+        input=stdin,
+        stdin=None if stdin is not None else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odcorr")
+    z = np.random.default_rng(0).standard_normal((60, 10)).astype(np.float32)
+    frame = pl.DataFrame(
+        {
+            "id": [str(i) for i in range(60)],
+            "embedding": pl.Series(z, dtype=pl.Array(pl.Float32, 10)),
+            "error": pl.Series([None] * 60, dtype=pl.String),
+            "split": ["train"] * 40 + ["test"] * 20,
+        }
+    )
+    artifacts.write_table(folder / "e.parquet", frame, artifacts.Header(kind="embeddings"))
+    np.save(folder / "z.npy", z)
+    np.save(folder / "collapsed.npy", np.ones((20, 5), np.float32))
+    np.save(folder / "nan.npy", np.where(np.arange(10) == 3, np.nan, z))
+    (folder / "text.parquet").write_text("no table")
+    frame.drop("embedding").write_parquet(folder / "bare.parquet")
+    scores = pl.DataFrame({"metric": ["m"], "split": [""], "run": [0], "value": [0.0]})
+    artifacts.write_table(folder / "scores.parquet", scores, artifacts.Header(kind="scores"))
+    (folder / "notes.parquet").write_text("mine")
+    return folder
+
+
+def expected(folder, rows):
+    rho = np.corrcoef(np.load(folder / "z.npy").astype(np.float64)[rows])
+    return math.sqrt((rho**2).sum() / len(rho) / (len(rho) - 1) - 1 / (len(rho) - 1))
+
+
+def test_json_and_nothing_written(folder):
+    before = sorted(folder.iterdir())
+    done = pathfm("odcorr", "e.parquet", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["kind"] == "scores" and "path" not in record
+    metrics = record["metrics"]
+    assert metrics["odcorr"] == pytest.approx(expected(folder, slice(None)), abs=1e-12)
+    assert metrics["floor"] == pytest.approx(1 / 3)
+    assert (metrics["n"], metrics["k"], metrics["constant_rows"]) == (60, 10, 0)
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_record_on_stdin_and_one_split(folder):
+    header = artifacts.read_header(folder / "e.parquet")
+    line = json.dumps(header.record(folder / "e.parquet"))
+    done = pathfm("odcorr", "--split", "test", cwd=folder, stdin=line + "\n")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["metrics"]["odcorr"]
+    assert found == pytest.approx(expected(folder, slice(40, None)), abs=1e-12)
+
+
+@pytest.mark.parametrize("given", ["z.npy", "e.parquet"])
+def test_gates_come_after_the_record(folder, given):
+    value = expected(folder, slice(None))
+    done = pathfm("odcorr", given, "--max", "0.05", cwd=folder)
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["metrics"]["odcorr"] == pytest.approx(value)
+    assert done.stderr.startswith("pathfm: ODCorr 0.") and "above --max 0.05" in done.stderr
+    assert pathfm("odcorr", given, "--max", str(value + 1e-6), cwd=folder).returncode == 0
+    assert pathfm("odcorr", given, "--min", "0.9", "-q", cwd=folder).returncode == 5
+    quiet = pathfm("odcorr", given, "--min", "0.01", "-q", cwd=folder)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_written_scores_and_rerun(folder):
+    first = pathfm("odcorr", "z.npy", "-o", "o.parquet", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    record = json.loads(first.stdout)
+    assert record["path"] == str(folder / "o.parquet")
+    values = dict(pl.read_parquet(folder / "o.parquet").select("metric", "value").iter_rows())
+    assert values["odcorr"] == record["metrics"]["odcorr"]
+    document = json.loads((folder / "o.json").read_text())
+    assert document["metrics"] == record["metrics"] and document["id"] == record["id"]
+    again = pathfm("odcorr", "z.npy", "-o", "o.parquet", cwd=folder)
+    assert (again.returncode, json.loads(again.stdout)["id"]) == (0, record["id"])
+    assert "up to date" in again.stderr
+    other = pathfm("odcorr", "e.parquet", "-o", "o.parquet", cwd=folder)
+    assert other.returncode == 2 and "other inputs (file:" in other.stderr
+    gated = pathfm("odcorr", "z.npy", "-o", "o.parquet", "--max", "0.01", cwd=folder)
+    assert gated.returncode == 5
+
+
+def test_dry_run_names_what_it_would_do(folder):
+    done = pathfm("odcorr", "e.parquet", "-n", "-o", "new/", cwd=folder)
+    plan = json.loads(done.stdout)
+    assert (plan["rows"], plan["width"], plan["gram_side"]) == (60, 10, 10)
+    assert plan["writes"] == ["new/scores.parquet", "new/scores.json"]
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["e.parquet", "--max", "1.5"], 2, "--max 1.5 is not between 0 and 1"),
+        (["e.parquet", "--max", "nan"], 2, "--max nan is not between 0 and 1"),
+        (["e.parquet", "--max", "0.1", "--min", "0.2"], 2, "above --max"),
+        (["e.parquet", "--max", "high"], 2, "valid number"),
+        (["e.parquet", "--split", "tset"], 2, "no split 'tset'"),
+        (["z.npy", "--split", "test"], 3, "no column `split`"),
+        (["absent.parquet"], 3, "does not exist"),
+        (["text.parquet"], 3, "is not a file of embeddings"),
+        (["bare.parquet"], 3, "no float list `embedding`"),
+        (["scores.parquet"], 3, "is of kind scores"),
+        (["collapsed.npy", "--max", "1"], 3, "two rows that are not constant"),
+        (["nan.npy", "--max", "1"], 3, "row 0 holds NaN"),
+        (["e.parquet", "-o", "notes.parquet"], 2, "holds no pathfm scores"),
+        (["e.parquet", "-o", "z.npy"], 2, "cannot hold scores"),
+        ([], 2, "name it, or pipe it in"),
+    ],
+)
+def test_wrong_input(folder, arguments, code, message):
+    done = pathfm("odcorr", *arguments, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("pathfm: ") and message in lines[0]
+    assert lines[1].startswith("hint: ") and len(lines) == 2
+
+
+def test_an_occupied_output_fails_before_stdin_is_read(folder):
+    done = pathfm("odcorr", "-o", "notes.parquet", cwd=folder, stdin="nonsense\n")
+    assert done.returncode == 2 and "holds no pathfm scores" in done.stderr
+    assert (folder / "notes.parquet").read_text() == "mine"

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pathfm_cli import artifacts
+
+
+def pathfm(*arguments, cwd, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-m", "pathfm_cli", *arguments],
+        cwd=cwd,
+        input=stdin,
+        stdin=None if stdin is not None else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def frame(splits, labels=("a", "b", "c")):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, len(labels), len(splits))
+    z = np.eye(6, dtype=np.float32)[numbers] * 4 + rng.standard_normal((len(splits), 6))
+    return pl.DataFrame(
+        {
+            "id": [str(i) for i in range(len(splits))],
+            "embedding": pl.Series(z.astype(np.float32), dtype=pl.Array(pl.Float32, 6)),
+            "error": pl.Series([None] * len(splits), dtype=pl.String),
+            "label": [labels[i] for i in numbers],
+            "split": splits,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    table = frame(["train"] * 60 + ["val"] * 30 + ["test"] * 30)
+    header = artifacts.Header(kind="embeddings")
+    artifacts.write_table(folder / "e.parquet", table, header)
+    table.with_columns(
+        error=pl.when(pl.col("id") == "3").then(pl.lit("cut short")),
+        embedding=pl.when(pl.col("id") == "3").then(None).otherwise(pl.col("embedding")),
+    ).write_parquet(folder / "failed.parquet")
+    strange = pl.when(pl.col("id") == "119").then(pl.lit("z")).otherwise(pl.col("label"))
+    table.with_columns(label=strange).write_parquet(folder / "strange.parquet")
+    np.save(folder / "z.npy", np.ones((4, 4)))
+    (folder / "taken").mkdir()
+    (folder / "taken" / "scores.json").write_text("{}")
+    return folder
+
+
+def test_scores_heads_and_rerun(folder):
+    done = pathfm("probe", "e.parquet", "-o", "scores", "--runs", "2", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads(done.stdout)
+    assert record["kind"] == "scores"
+    assert record["path"] == str(folder / "scores" / "scores.parquet")
+    assert record["metrics"]["balanced_accuracy"] > 0.9
+    assert record["metrics"]["runs"] == 2
+    names = {path.name for path in (folder / "scores").iterdir()}
+    assert names == {"scores.parquet", "scores.json", "heads.safetensors"}
+    again = pathfm("probe", "e.parquet", "-o", "scores", "--runs", "2", cwd=folder)
+    assert again.returncode == 0 and "up to date" in again.stderr
+    assert json.loads(again.stdout)["id"] == record["id"]
+    other = pathfm("probe", "e.parquet", "-o", "scores", "--runs", "3", cwd=folder)
+    assert other.returncode == 2 and "runs=2 (now 3)" in other.stderr
+    quiet = pathfm("probe", "e.parquet", "-o", "scores", "--runs", "2", "-q", cwd=folder)
+    assert quiet.stdout == record["path"] + "\n"
+
+
+def test_a_record_on_stdin_writes_nothing(folder):
+    before = sorted(folder.rglob("*"))
+    line = json.dumps(artifacts.read_header(folder / "e.parquet").record(folder / "e.parquet"))
+    done = pathfm("probe", "--runs", "1", cwd=folder, stdin=line + "\n")
+    assert done.returncode == 0, done.stderr
+    assert "path" not in json.loads(done.stdout)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_is_left_out_is_said(folder):
+    done = pathfm("probe", "failed.parquet", "--runs", "1", cwd=folder)
+    assert done.returncode == 0
+    assert "1 rows without an embedding are left out" in done.stderr
+    assert json.loads(done.stdout)["metrics"]["n_train"] == 59
+    done = pathfm("probe", "e.parquet", "--runs", "1", "--test", "val", "--val", "test", cwd=folder)
+    assert json.loads(done.stdout)["metrics"]["n_test"] == 30
+
+
+def test_dry_run(folder):
+    done = pathfm("probe", "e.parquet", "-n", "-o", "new.parquet", cwd=folder)
+    plan = json.loads(done.stdout)
+    assert plan["rows"] == {"train": 60, "val": 30, "test": 30}
+    assert (plan["batch_size"], plan["lr"]) == (256, 0.000625)
+    assert plan["writes"] == ["new.parquet", "new.json", "new.heads.safetensors"]
+    assert not list(folder.glob("new*"))
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs script(1) for a terminal")
+def test_a_terminal_gets_a_table(folder):
+    command = f"{sys.executable} -m pathfm_cli probe e.parquet --runs 2"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], cwd=folder, capture_output=True, text=True
+    )
+    assert "balanced accuracy, protocol paper, 3 classes" in done.stdout
+    assert "split       rows     mean      sd   runs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["e.parquet", "--protocol", "papr"], 2, "no protocol 'papr'"),
+        (["e.parquet", "--runs", "0"], 2, "--runs"),
+        (["e.parquet", "--test", "tset"], 2, "no split 'tset'"),
+        (["e.parquet", "--device", "tpu"], 2, "no device 'tpu'"),
+        (["e.parquet", "-o", "taken"], 2, "holds no pathfm scores"),
+        (["strange.parquet"], 3, "labels that train lacks: z"),
+        (["z.npy"], 3, "no column `label`"),
+        (["absent.parquet"], 3, "does not exist"),
+    ],
+)
+def test_wrong_input(folder, arguments, code, message):
+    done = pathfm("probe", *arguments, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("pathfm: ") and message in lines[0]
+    assert lines[1].startswith("hint: ") and len(lines) == 2

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import linear_model
+from sklearn import metrics as sklearn_metrics
+
+from pathfm_cli.tasks import heads, protocols
+
+PAPER = protocols.find("paper")
+
+
+def blobs(rows, classes=3, width=16, distance=2.0, seed=0):
+    """Points around one random centre a class, float32, with their classes."""
+    centres = (
+        np.random.default_rng(1).standard_normal((classes, width)) * distance / math.sqrt(width)
+    )
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    points = centres[labels] + rng.standard_normal((rows, width)) * 0.5
+    return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels)
+
+
+def reference(x, y, classes, plan, seed, steps):
+    """One run in numpy float64: Nesterov SGD on the mean cross-entropy, cosine learning rate."""
+    x, y = x.numpy().astype(np.float64), y.numpy()
+    start = heads.Heads.fresh([seed], x.shape[1], classes)
+    weight = start.weight_RKC[0].numpy().astype(np.float64)
+    bias = start.bias_R1C[0, 0].numpy().astype(np.float64)
+    weight_buffer, bias_buffer = np.zeros_like(weight), np.zeros_like(bias)
+    for step in range(steps):
+        epoch, number = divmod(step, plan.steps_per_epoch)
+        order = heads.order(seed, epoch, len(x)).numpy()
+        picked = order[number * plan.batch_size : (number + 1) * plan.batch_size]
+        logits = x[picked] @ weight + bias
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        p[np.arange(len(picked)), y[picked]] -= 1
+        weight_grad, bias_grad = x[picked].T @ p / len(picked), p.mean(axis=0)
+        lr = plan.lr * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+        weight_buffer = 0.9 * weight_buffer + weight_grad
+        bias_buffer = 0.9 * bias_buffer + bias_grad
+        weight -= lr * (weight_grad + 0.9 * weight_buffer)
+        bias -= lr * (bias_grad + 0.9 * bias_buffer)
+    return weight, bias
+
+
+def test_twenty_steps_equal_float64_numpy():
+    x, y = blobs(600)
+    protocol = dataclasses.replace(PAPER, steps=20, lr=0.8)
+    plan = protocols.schedule(protocol, len(x))
+    assert (plan.steps_per_epoch, plan.lr) == (3, 0.05)
+    seeds = [3, 4, 5]
+    state = heads.Heads.fresh(seeds, x.shape[1], 3)
+    for epoch in range(plan.max_epochs):
+        orders = torch.stack([heads.order(seed, epoch, len(x)) for seed in seeds])
+        heads._train_epoch(state, (x, y), orders, protocol, plan, epoch)
+    for run, seed in enumerate(seeds):
+        weight, bias = reference(x, y, 3, plan, seed, 20)
+        np.testing.assert_allclose(state.weight_RKC[run], weight, atol=1e-5)
+        np.testing.assert_allclose(state.bias_R1C[run, 0], bias, atol=1e-5)
+        assert np.abs(weight).max() > 0.2
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_a_step_equals_torch_sgd(nesterov):
+    x, y = blobs(64)
+    state = heads.Heads.fresh([7], x.shape[1], 3)
+    layer = torch.nn.Linear(x.shape[1], 3)
+    layer.load_state_dict({"weight": state.weight_RKC[0].T, "bias": state.bias_R1C[0, 0]})
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov)
+    for _ in range(5):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(layer(x), y).backward()
+        optimiser.step()
+        state.step(x[None], y[None], 0.1, 0.9, nesterov)
+    torch.testing.assert_close(state.weight_RKC[0].T, layer.weight.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(state.bias_R1C[0, 0], layer.bias.data, atol=1e-6, rtol=1e-5)
+
+
+def test_fresh_heads_are_spread_like_torch_linear_and_differ():
+    state = heads.Heads.fresh([0, 1], 400, 50)
+    assert state.weight_RKC.shape == (2, 400, 50)
+    assert state.weight_RKC.abs().max() <= 1 / 20
+    assert state.weight_RKC.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.02)
+    assert not torch.equal(state.weight_RKC[0], state.weight_RKC[1])
+
+
+def test_an_order_is_a_permutation_of_its_own():
+    first = heads.order(0, 0, 100)
+    assert sorted(first.tolist()) == list(range(100))
+    assert torch.equal(first, heads.order(0, 0, 100))
+    assert not torch.equal(first, heads.order(0, 1, 100))
+    assert not torch.equal(first, heads.order(1, 0, 100))
+
+
+def test_a_run_does_not_depend_on_the_others():
+    train, val = blobs(700, distance=1.0), blobs(300, distance=1.0, seed=1)
+    protocol = dataclasses.replace(PAPER, steps=300)
+    five = heads.fit(train, val, 3, protocol, [10, 11, 12, 13, 14])
+    alone = heads.fit(train, val, 3, protocol, [13])
+    assert five.best_step[3] == alone.best_step[0]
+    assert five.stopped_step[3] == alone.stopped_step[0]
+    torch.testing.assert_close(five.heads.weight_RKC[3], alone.heads.weight_RKC[0])
+    assert len({tuple(weight.ravel().tolist()) for weight in five.heads.weight_RKC}) == 5
+
+
+def test_a_converged_probe_equals_logistic_regression():
+    train, val = blobs(3000, distance=1.2), blobs(2000, distance=1.2, seed=1)
+    protocol = dataclasses.replace(PAPER, steps=4000, lr=2.0)
+    fit = heads.fit(train, train, 3, dataclasses.replace(protocol, patience=1.0), [0, 1])
+    peer = linear_model.LogisticRegression(C=np.inf, max_iter=1000).fit(train[0], train[1])
+    expected = sklearn_metrics.balanced_accuracy_score(val[1], peer.predict(val[0].numpy()))
+    assert 0.7 < expected < 0.98
+    for predicted in fit.heads.predict(val[0]):
+        found = sklearn_metrics.balanced_accuracy_score(val[1], predicted)
+        assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_the_state_kept_is_the_best_one():
+    train, val = blobs(500, distance=0.6), blobs(200, distance=0.6, seed=1)
+    protocol = dataclasses.replace(PAPER, steps=200, lr=1.0)
+    fit = heads.fit(train, val, 3, protocol, [0, 1])
+    # Follow the same run step by step with sklearn as the judge.
+    plan = protocols.schedule(protocol, 500)
+    state, best, waited, stopped = heads.Heads.fresh([1], 16, 3), (-1.0, 0), 0, 0
+    for epoch in range(plan.max_epochs):
+        order = heads.order(1, epoch, 500)[None]
+        step = heads._train_epoch(state, train, order, protocol, plan, epoch)
+        score = sklearn_metrics.balanced_accuracy_score(val[1], state.predict(val[0])[0])
+        waited += 1
+        if score > best[0]:
+            best, waited, kept = (score, step), 0, state.weight_RKC.clone()
+        stopped = step
+        if waited == plan.patience_epochs:
+            break
+    assert (fit.best_step[1], fit.stopped_step[1]) == (best[1], stopped)
+    assert stopped < 200, "the case does not stop early"
+    torch.testing.assert_close(fit.heads.weight_RKC[1], kept[0])
+
+
+def test_the_last_epoch_is_cut_at_the_last_step():
+    train = blobs(600)
+    fit = heads.fit(train, train, 3, dataclasses.replace(PAPER, steps=4, patience=1.0), [0])
+    assert fit.stopped_step == [4]
+
+
+def test_confusion_of_every_head():
+    x, y = blobs(50)
+    state = heads.Heads.fresh([0, 1], 16, 3)
+    tables = state.confusion(x, y)
+    for run in range(2):
+        logits = x @ state.weight_RKC[run] + state.bias_R1C[run, 0]
+        expected = sklearn_metrics.confusion_matrix(y, logits.argmax(1), labels=[0, 1, 2])
+        assert tables[run].tolist() == expected.tolist()
