@@ -17,20 +17,14 @@ def index(
         list[str] | None,
         typer.Argument(help="Slides, folders, globs, tables with a column path; - reads stdin."),
     ] = None,
-    table: Annotated[
-        Path | None,
-        typer.Option("--metadata", help="CSV, TSV or Parquet joined by slide, filename or path."),
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV, TSV or Parquet joined by slide, filename or path.")
     ] = None,
     mpp_override: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[SLIDE=]MPP",
-            help="Set a slide's mpp; without SLIDE= fill in where none is trustworthy. Repeatable.",
-        ),
+        typer.Option(help="SLIDE=MPP sets one; MPP is for slides without a trustworthy one."),
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Store paths relative to this folder.", file_okay=False)
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Store paths relative to this folder.")] = None,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,
     overwrite: options.Overwrite = False,
@@ -45,21 +39,23 @@ def index(
     find . -name '*.svs' | pathfm index - -o s.parquet --metadata cases.csv
     """
     from pathfm_cli.data import index as library
+    from pathfm_cli.data import plan as planning
 
-    library.check(out, mpp_override or (), overwrite=overwrite)
+    overrides = mpp_override or ()
+    planning.check(out, metadata, overrides, root, overwrite=overwrite)
     handles = pipe.lines("index", slides or (), "slides")
     named = [handle.path for handle in handles if handle.kind is None]
     if not named:
         raise errors.InputError("stdin named no slide.", "find . -name '*.svs' | pathfm index -")
-    plan = library.prepare(
-        named, out, table=table, mpp_overrides=mpp_override or (), root=root, overwrite=overwrite
-    )
+    plan = planning.prepare(named, out, metadata, overrides, root, overwrite=overwrite)
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())
     with progress.track("index", quiet=quiet) as report:
-        done = library.index(plan, workers=workers, max_failed=max_failed, progress=report)
+        done = library.run(plan, workers=workers, max_failed=max_failed, progress=report)
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, len(plan.files), "slides")
+    if done.hint:
+        output.note(f"hint: {done.hint}")
     return sink.emit(done.record, done.summary, f"pathfm mask {out} -o tissue.parquet")

@@ -54,14 +54,34 @@ def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) ->
         )
 
 
+def load(path: Path) -> pl.DataFrame:
+    """Read a table to join: its column that names the slide comes first.
+
+    Raises:
+        errors.InputError: as `read`.
+        errors.UsageError: no column names the slide, one does not in every row, or a column clashes
+            with the index's own.
+    """
+    frame = read(path)
+    key = next((name for name in KEYS if name in frame.columns), None)
+    if key is None:
+        raise errors.UsageError(
+            f"{path} has no column `slide`, `filename` or `path` to join by.",
+            f"it has: {', '.join(frame.columns)}",
+        )
+    check_columns(path, frame.columns, allowed=(key,))
+    if frame[key].null_count():
+        raise errors.UsageError(f"{path} has a row without a {key}.")
+    return frame.select(key, pl.exclude(key))
+
+
 def join(
-    path: Path, frame: pl.DataFrame, slides: Sequence[str], identify: Callable[[str], str]
+    path: Path, slides: Sequence[str], identify: Callable[[str], str]
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Match the rows of a table to slides.
 
     Args:
-        path: the table, for messages.
-        frame: its rows.
+        path: the table.
         slides: slide ids.
         identify: turns a file name into a slide id.
 
@@ -70,20 +90,11 @@ def join(
         and sentences about what did not match.
 
     Raises:
-        errors.UsageError: no column names the slide, two rows are for one slide, no row matches,
-            or a column clashes with the index's own.
+        errors.UsageError: as `load`, two rows are for one slide, or no row matches.
     """
-    key = next((name for name in KEYS if name in frame.columns), None)
-    if key is None:
-        raise errors.UsageError(
-            f"{path} has no column `slide`, `filename` or `path` to join by.",
-            f"it has: {', '.join(frame.columns)}",
-        )
-    check_columns(path, frame.columns, allowed=(key,))
-    names = [identify(str(value)) for value in frame[key].to_list() if value is not None]
-    if len(names) < frame.height:
-        raise errors.UsageError(f"{path} has a row without a {key}.")
-    frame = frame.drop(key).with_columns(pl.Series("slide", names, pl.String))
+    frame = load(path)
+    names = [identify(str(value)) for value in frame.to_series(0).to_list()]
+    frame = frame.drop(frame.columns[0]).with_columns(pl.Series("slide", names, pl.String))
     if twice := frame.filter(pl.col("slide").is_duplicated())["slide"].to_list():
         raise errors.UsageError(f"{path} has two rows for the slide {twice[0]}.")
     known = frame.filter(pl.col("slide").is_in(list(slides)))

@@ -25,12 +25,14 @@ EXACT_PX = 1e-3
 """A region this close to whole pixels at scale 1 is copied, not resampled."""
 MAX_READ_BYTES = 8 << 20
 """Adjacent tiles are read together up to this size."""
-MAX_BAND_PIXELS = 1 << 24
+MAX_BAND_PIXELS = 1 << 25
 """Level pixels held at once while a thumbnail is made."""
 
+# Against an area mean of real tissue, 2x: Hamming 55 dB, bicubic 49, bilinear 47, box 39. Near 1x
+# Hamming turns into nearest neighbour, so bicubic takes over there.
 _SHRINK = (Image.Resampling.HAMMING, 1.0)
-_ENLARGE = (Image.Resampling.BICUBIC, 2.0)
-"""Resampling filters and their reach in source pixels at scale 1."""
+_NEAR_ONE = (Image.Resampling.BICUBIC, 2.0)
+_SHRINK_FROM = 1.4
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -40,8 +42,10 @@ class Level:
     """One level: geometry, how its tiles are coded, and their rows in the tile table.
 
     Attributes:
-        downsample: level-0 pixels per pixel of this level, mean of x and y; not an integer.
+        downsample: ratio of sizes, mean of x and y, as openslide states it; seldom an integer.
         place: rows in the tile table.
+        scale: level-0 pixels per pixel in x and y, by which coordinates are converted: see
+            `grid_scale`.
     """
 
     width_px: int
@@ -51,6 +55,7 @@ class Level:
     tile_height_px: int
     codec: str
     place: tiles.Place
+    scale: tuple[float, float]
 
     @property
     def columns(self) -> int:
@@ -85,7 +90,8 @@ class Slide:
         """
         if row["error"] is not None or not row["levels"] or not row["mpp"]:
             raise errors.SlideError(row["error"] or f"{row['slide']}: its row is damaged")
-        levels = tuple(_level(fields) for fields in row["levels"])
+        size = (row["width_px0"], row["height_px0"])
+        levels = tuple(_level(fields, size) for fields in row["levels"])
         if any(level.columns * level.rows != level.place.tiles for level in levels):
             raise errors.SlideError(f"{row['slide']}: its row is damaged")
         return cls(
@@ -109,10 +115,33 @@ class Slide:
         return max(fits, default=0)
 
 
-def _level(fields: Mapping[str, Any]) -> Level:
+def grid_scale(size_px0: tuple[int, int], size_px: tuple[int, int]) -> tuple[float, float]:
+    """Level-0 pixels per level pixel in x and y.
+
+    Scanners shrink by a whole factor and cut (or pad) the last pixel, so a level 1106 px wide of a
+    slide 17707 px wide is 16 times coarser, not 16.01 times: by the ratio the far edge is 11 px
+    off. On every slide at hand, genuine Aperio ones included, the whole factor fits the pixels
+    better. The ratio of sizes is used where no whole factor explains both of them.
+
+    Args:
+        size_px0: (width, height) of level 0.
+        size_px: (width, height) of the level.
+    """
+    factor = round(size_px0[0] / size_px[0])
+    if all(
+        whole // factor <= part <= -(-whole // factor)
+        for whole, part in zip(size_px0, size_px, strict=True)
+    ):
+        return float(factor), float(factor)
+    return size_px0[0] / size_px[0], size_px0[1] / size_px[1]
+
+
+def _level(fields: Mapping[str, Any], size_px0: tuple[int, int]) -> Level:
     values = dict(fields)
     names = [field.name for field in dataclasses.fields(tiles.Place)]
-    return Level(place=tiles.Place(**{name: values.pop(name) for name in names}), **values)
+    place = tiles.Place(**{name: values.pop(name) for name in names})
+    scale = grid_scale(size_px0, (values["width_px"], values["height_px"]))
+    return Level(place=place, scale=scale, **values)
 
 
 class Reader:
@@ -195,8 +224,14 @@ class Reader:
             errors.SlideError: as `read_region`.
         """
         number = slide.level_for(mpp)
+        scale_x, scale_y = slide.levels[number].scale
         side_px0 = size_px * mpp / slide.mpp
-        box = _to_level(slide, number, (x_px0, y_px0, x_px0 + side_px0, y_px0 + side_px0))
+        box = (
+            x_px0 / scale_x,
+            y_px0 / scale_y,
+            (x_px0 + side_px0) / scale_x,
+            (y_px0 + side_px0) / scale_y,
+        )
         return self._resample(slide, number, box, size_px, size_px)
 
     def read_thumbnail(self, slide: Slide, mpp: float) -> Pixels:
@@ -213,12 +248,13 @@ class Reader:
         plane = slide.levels[number]
         width = max(1, round(slide.width_px0 * slide.mpp / mpp))
         height = max(1, round(slide.height_px0 * slide.mpp / mpp))
-        scale = plane.height_px / height
-        band = max(1, int(MAX_BAND_PIXELS / plane.width_px / scale))
+        right = slide.width_px0 / plane.scale[0]
+        step = slide.height_px0 / plane.scale[1] / height
+        band = max(1, int(MAX_BAND_PIXELS / plane.width_px / step))
         parts = []
         for top in range(0, height, band):
             bottom = min(top + band, height)
-            box = (0.0, top * scale, float(plane.width_px), bottom * scale)
+            box = (0.0, top * step, right, bottom * step)
             parts.append(self._resample(slide, number, box, width, bottom - top))
         return np.concatenate(parts)
 
@@ -236,13 +272,13 @@ class Reader:
         if all(abs(a - b) <= EXACT_PX for a, b in zip(box, whole, strict=True)):
             return self.read_region(slide, x, y, number, width_px, height_px)
         plane = slide.levels[number]
-        shrinks = box[2] - box[0] >= width_px
-        kind, support = _SHRINK if shrinks else _ENLARGE
+        scale = (box[2] - box[0]) / width_px
+        kind, support = _SHRINK if scale >= _SHRINK_FROM else _NEAR_ONE
         left, right = _span(box[0], box[2], width_px, plane.width_px, support)
         top, bottom = _span(box[1], box[3], height_px, plane.height_px, support)
         region = self.read_region(slide, left, top, number, right - left, bottom - top)
         inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-        return np.asarray(Image.fromarray(region).resize((width_px, height_px), kind, box=inner))
+        return np.array(Image.fromarray(region).resize((width_px, height_px), kind, box=inner))
 
     def _tiles(
         self, slide: Slide, number: int, wanted: np.ndarray[Any, Any]
@@ -272,15 +308,6 @@ class Reader:
                     f"{slide.slide}: tile {tile} of level {number} is corrupt ({error})"
                 ) from error
             yield tile, pixels
-
-
-def _to_level(
-    slide: Slide, number: int, box: tuple[float, float, float, float]
-) -> tuple[float, float, float, float]:
-    level = slide.levels[number]
-    x = level.width_px / slide.width_px0
-    y = level.height_px / slide.height_px0
-    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
 def _span(begin: float, end: float, out_px: int, size_px: int, support: float) -> tuple[int, int]:

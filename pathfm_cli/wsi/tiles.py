@@ -16,15 +16,16 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import errors
 
 SCHEMA = "pathfm.tiles/1"
 BLOCK = 64
 """Tiles between two checkpoints."""
+MAX_HEADER_BYTES = 1 << 20
 MISSING = np.uint64(0)
 
 Array = np.ndarray[Any, Any]
@@ -104,11 +105,11 @@ class Writer:
         self._rows += len(rows)
         return place
 
-    def write(self, path: str | os.PathLike[str], identity: str) -> None:
-        """Write the file atomically.
+    def write(self, file: IO[bytes], identity: str) -> None:
+        """Write everything to an open file.
 
         Args:
-            path: final name.
+            file: opened for writing bytes.
             identity: id of the `slides` artifact it belongs to.
         """
         ends = np.cumsum([len(prefix) for prefix in self._prefixes], dtype="<u8")
@@ -118,11 +119,10 @@ class Writer:
             "counts": self._counts,
             "prefixes": [np.frombuffer(prefix, np.uint8) for prefix in self._prefixes],
         }
-        with artifacts.atomic(path) as temporary, temporary.open("wb") as file:
-            file.write(_header(parts, identity))
-            for arrays in parts.values():
-                for array in arrays:
-                    file.write(array.data)
+        file.write(_header(parts, identity))
+        for arrays in parts.values():
+            for array in arrays:
+                file.write(array.data)
 
 
 def _checkpoints(offsets: Array, counts: Array) -> Array | None:
@@ -231,7 +231,7 @@ class TileTable:
 
 def _parse(mapped: Array) -> tuple[str, dict[str, Array]]:
     (size,) = struct.unpack("<Q", mapped[:8].tobytes())
-    if not 2 <= size <= min(artifacts.MAX_HEADER_BYTES, len(mapped) - 8):
+    if not 2 <= size <= min(MAX_HEADER_BYTES, len(mapped) - 8):
         raise ValueError("no safetensors header")
     document = json.loads(mapped[8 : 8 + size].tobytes())
     about = json.loads(document["__metadata__"]["pathfm.tiles"])

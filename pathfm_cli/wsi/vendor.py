@@ -135,7 +135,14 @@ def _aperio(chain: Sequence[tiff.Directory], description: str, name: str) -> Des
         value = _positive(keys["MPP"]) or 0.0
         declared = (value, value)
     resolution = mpp.resolve(declared, "aperio", _tag_mpp(chain[0]), objective)
-    return Description("aperio", resolution, objective, _planes(chain[0], chain[1:], name))
+    levels = [directory for directory in chain[1:] if not _is_label(directory)]
+    return Description("aperio", resolution, objective, _planes(chain[0], levels, name))
+
+
+def _is_label(directory: tiff.Directory) -> bool:
+    """Whether it is the label or macro photograph, which may show a patient's name."""
+    second = directory.text(tiff.IMAGE_DESCRIPTION).splitlines()[1:2]
+    return bool(second) and second[0].startswith(("label", "macro"))
 
 
 def _aperio_keys(description: str) -> dict[str, str]:
