@@ -1,5 +1,60 @@
+"""`pathfm pretrain`: tissue or patches to an encoder."""
+
 from __future__ import annotations
 
+from typing import Annotated
 
-def pretrain() -> None:
-    """Placeholder while the house is being built."""
+import typer
+
+from pathfm_cli.cli import options, output, pipe, progress
+
+
+def pretrain(
+    out: options.Out,
+    recipe: Annotated[str, typer.Option(help="A preset (tiny, dino-vits16) or a TOML file.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TISSUE", help="A tissue or patches artifact; else stdin is read."),
+    ] = None,
+    set_: options.Settings = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of every random choice: train.seed.")
+    ] = None,
+    gpus: Annotated[
+        int, typer.Option("--gpus", "--procs", min=0, help="Processes; 0: one per GPU, else one.")
+    ] = 0,
+    device: options.Device = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
+    ] = 0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> int:
+    r"""Train an encoder without labels, reading patches straight from the slides.
+
+    The same command goes on from the last checkpoint. The result is a folder with
+    teacher.safetensors and model.json, which plain timm loads.
+
+    \b
+    pathfm pretrain tissue.parquet --recipe tiny -o run/ --set train.steps=50
+    pathfm mask slides.parquet -o t.parquet | pathfm pretrain --recipe dino-vits16 -o run/
+    """
+    from pathfm_cli.pretrain import plan, run
+    from pathfm_cli.pretrain import recipe as recipes
+
+    seeded = [] if seed is None else [f"train.seed={seed}"]
+    settings = recipes.load(recipe, [*(set_ or []), *seeded])
+    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
+    size = run.check(out, settings, machine, overwrite=overwrite)
+    slot = pipe.Slot(run.INPUTS)
+    path = pipe.bind("pretrain", source or [], {"source": slot})["source"]
+    sink = output.Sink(json, quiet)
+    if dry_run:
+        return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))
+    with progress.track("pretrain", quiet=quiet) as report:
+        done = run.pretrain(path, out, settings, machine, overwrite=overwrite, progress=report)
+    if done.up_to_date:
+        output.note(f"pathfm: {out} is up to date")
+    return sink.emit(done.record, plan.summary(out), f"pathfm odcorr {out}")

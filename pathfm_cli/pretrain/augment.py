@@ -68,9 +68,9 @@ def _cut(images_BSCS: torch.Tensor, drawn: views.Views, size_px: int) -> torch.T
     source_px = images_BSCS.shape[1]
 
     def matrices(start: views.Float, length: views.Float, flip: views.Bool) -> torch.Tensor:
-        on_device = (_tensor(images_BSCS, values) for values in (start, length))
+        start_px, length_px = _tensor(images_BSCS, start), _tensor(images_BSCS, length)
         mirrored = torch.from_numpy(flip.copy()).to(images_BSCS.device)
-        return resample.resize(*on_device, mirrored, source_px, size_px)
+        return resample.resize(start_px, length_px, mirrored, source_px, size_px)
 
     return torch.cat(
         [

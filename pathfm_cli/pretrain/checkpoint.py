@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import errors
@@ -58,6 +59,11 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def steps(path: Path) -> int:
+    """Steps taken at a checkpoint, from its name."""
+    return int(path.name.partition("-")[2])
+
+
 def restore(folder: Path, method: dino.Dino, identity: str) -> int:
     """Load the newest checkpoint into `method`; return the steps taken, 0 if there is none.
 
@@ -77,7 +83,7 @@ def restore(folder: Path, method: dino.Dino, identity: str) -> int:
             getattr(method, name).load_state_dict(tensors)
         _set_moments(method, safetensors_torch.load_file(source / "optimiser.safetensors"))
         return int(state["step"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise errors.InputError(
             f"The checkpoint {source} is damaged: {error}.", f"rm -r {source}, then run again"
         ) from error
@@ -106,7 +112,7 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _complete(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    return sorted(found, key=steps)
 
 
 def _sweep(folder: Path) -> None:

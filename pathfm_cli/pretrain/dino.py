@@ -60,7 +60,7 @@ class Dino:
             step: number of the step, from 0; decides schedules and stochastic depth.
             crops: as `augment.crops` makes them.
         """
-        loss_settings, outcome = self.settings.loss, {}
+        loss_settings = self.settings.loss
         lr, weight_decay = self.lr(step), self.weight_decay(step)
         optim.schedule(self.optimiser, lr, weight_decay)
         self._seed(step)
@@ -75,7 +75,7 @@ class Dino:
         loss = dino.cross_entropy(student_VBK, targets_GBK, loss_settings.student_temperature)
         self.centre.update(teacher_GBK)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = optim.clip(self.student.parameters(), self.settings.optim.clip_norm)
         if step < loss_settings.freeze_last_layer_epochs * self.settings.train.steps_per_epoch:
             optim.freeze_last_layer(self.student)

@@ -1,12 +1,12 @@
 """The run folder: who it belongs to, what lies where.
 
-    run.json             what is being trained: the header of the checkpoint to come
-    config.toml          the recipe, resolved; `--recipe run/config.toml` repeats it
-    patches.parquet      the fixed patch set that ODCorr is measured on
-    metrics.jsonl        a line a log step; metrics.parquet when the run is finished
-    checkpoints/step-N/  to go on from
-    exports/step-N/      the teacher on the way, if the recipe wants it
-    model.json, teacher.safetensors  the result
+run.json             what is being trained: the header of the checkpoint to come
+config.toml          the recipe, resolved; `--recipe run/config.toml` repeats it
+patches.parquet      the fixed patch set that ODCorr is measured on
+metrics.jsonl        a line a log step; metrics.parquet when the run is finished
+checkpoints/step-N/  to go on from
+exports/step-N/      the teacher on the way, if the recipe wants it
+model.json, teacher.safetensors  the result
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
         difference = artifacts.differences(old, header)
         raise errors.OutputClash(f"{run} was begun with {difference}.", hint)
     return None
+
+
+def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """As `inspect`, before the inputs are known: raise if `run` is surely something else."""
+    parents: tuple[str, ...] = ()
+    with contextlib.suppress(errors.InputError, OSError, ValueError, KeyError, TypeError):
+        old = artifacts.read_header(run) if (run / RESULT).exists() else _read_identity(run)
+        parents = old.parents
+    header = artifacts.Header(kind="checkpoint", parents=parents, settings=settings)
+    inspect(run, header, overwrite=overwrite)
 
 
 def prepare(

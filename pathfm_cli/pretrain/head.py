@@ -63,7 +63,8 @@ class DinoHead(nn.Module):
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K) for embeddings (B, D)."""
-        return self.last_layer(functional.normalize(self.mlp(x_BD), dim=-1, p=2))
+        logits_BK: torch.Tensor = self.last_layer(functional.normalize(self.mlp(x_BD), dim=-1))
+        return logits_BK
 
 
 def _linear(wide: int, narrow: int) -> nn.Linear:

@@ -67,6 +67,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
         errors.PathfmError: what a worker raised, or that one died.
     """
     from torch.distributed.elastic import multiprocessing
+    from torch.distributed.elastic.multiprocessing import errors as elastic_errors
     from torch.distributed.launcher import api
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -78,7 +79,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
                 run("-m", WORKER, *arguments)
             except multiprocessing.SignalException as error:
                 raise _interrupted(file) from error
-            except multiprocessing.errors.ChildFailedError as error:
+            except elastic_errors.ChildFailedError as error:
                 raise _failure(file, error) from error
     report()
 
@@ -118,14 +119,16 @@ def _free_port() -> int:
 def _environment(count: int, error_file: Path) -> Iterator[None]:
     """Set what the workers inherit; threads are shared out unless somebody has chosen already."""
     threads = max(1, (os.cpu_count() or 1) // count)
-    values = {"OMP_NUM_THREADS": str(threads), ERROR_FILE: str(error_file)}
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+    before = dict(os.environ)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Threads that spin while they wait make a run several times slower when others use the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ[ERROR_FILE] = str(error_file)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -168,7 +171,7 @@ def _every(report: Callable[[], None]) -> Iterator[None]:
 
 
 def leave_error(error: errors.PathfmError) -> None:
-    """Called by a worker: keep its error for the launcher, if there is one. The first one counts."""
+    """Keep a worker's error for its launcher, if there is one; the first of several counts."""
     path = os.environ.get(ERROR_FILE)
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""What a run measured: one JSON line a log step in `metrics.jsonl`, at the end one Parquet table."""
+"""What a run measured: a JSON line a log step in `metrics.jsonl`, at the end a Parquet table."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ Legend: N images (views times batch), K prototypes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import vit, weights
+from pathfm_cli.model import files, vit, weights
 from pathfm_cli.pretrain import head, recipe
 
 
@@ -27,7 +28,8 @@ class Network(nn.Module):
 
     def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return logits (N, K) of all crops in order; crops of one size go through together."""
-        return self.head(torch.cat([self.backbone(images) for images in crops]))
+        logits_NK: torch.Tensor = self.head(torch.cat([self.backbone(images) for images in crops]))
+        return logits_NK
 
 
 def pair(settings: recipe.Recipe) -> tuple[Network, Network]:
@@ -71,8 +73,10 @@ def count(settings: recipe.Recipe) -> int:
 
 
 def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
-    rate = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-    backbone = vit.build(settings.model.arch, **kwargs(settings), **rate)
+    arguments = kwargs(settings)
+    if drop_path_rate:
+        arguments["drop_path_rate"] = drop_path_rate
+    backbone = vit.build(settings.model.arch, **arguments)
     _check_sizes(backbone, settings.crops)
     width = getattr(backbone, "num_features", None)
     if not isinstance(width, int):
@@ -114,12 +118,17 @@ def _start_class_token(backbone: nn.Module) -> None:
 
 
 def _load(backbone: nn.Module, model: recipe.Model) -> None:
-    encoder = weights.load(
-        model.init, arch=model.arch, seed=0, device=torch.device("cpu"), precision="fp32"
-    )
-    state = vit.adapt(encoder.module.state_dict(), backbone)
+    path = Path(model.init)
+    bare = path.is_file() and not files.is_exported(path)
     try:
-        backbone.load_state_dict(state)
+        encoder = weights.load(
+            model.init, arch=model.arch if bare else None, device="cpu", precision="fp32"
+        )
+    except errors.InputError as error:
+        hint = "--set model.init=scratch, or the path of a run or checkpoint"
+        raise errors.InputError(str(error), hint) from error
+    try:
+        backbone.load_state_dict(vit.adapt(encoder.module.state_dict(), backbone))
     except RuntimeError as error:
         raise errors.UsageError(
             f"The weights {model.init} do not fit {model.arch}.", "--set model.init=scratch"

@@ -47,7 +47,8 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
         factors = (limit / (norms + 1e-6)).clamp(max=1)
         for gradient, factor in zip(gradients, factors.unbind(), strict=True):
             gradient.mul_(factor)
-    return norms.norm()
+    total: torch.Tensor = norms.norm()
+    return total
 
 
 def freeze_last_layer(module: nn.Module) -> None:

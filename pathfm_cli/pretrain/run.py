@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.pretrain import folder, launch, recipe
+from pathfm_cli.pretrain import folder, launch, recipe, stop
 
 INPUTS = ("tissue", "patches")
 """Kinds of artifact a run reads: tissue for an endless stream, patches for a fixed set."""
@@ -26,9 +27,44 @@ class Machine:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 0
-    """Processes that read patches, per training process; 0: a thread of its own."""
+    """Processes that read patches, per training process; 0 chooses."""
     quiet: bool = False
     """Whether the training processes keep silent unless something is wrong."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Size:
+    """What a run takes."""
+
+    parameters: int
+    """Of the encoder."""
+    processes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """A finished run; `up_to_date` if it had been finished before."""
+
+    record: dict[str, Any]
+    up_to_date: bool
+
+
+def check(
+    run: str | os.PathLike[str], settings: recipe.Recipe, machine: Machine, *, overwrite: bool
+) -> Size:
+    """See, before any input is read, that the run can be done here and its folder is free.
+
+    Raises:
+        errors.UsageError: the encoder cannot be built, a device is missing, or the batch does not
+            divide by the processes.
+        errors.OutputClash: the folder holds something else.
+    """
+    from pathfm_cli.pretrain import networks
+
+    folder.refuse(Path(run), _values(settings), overwrite=overwrite)
+    processes = launch.processes(machine.processes, machine.device)
+    check_batch(settings, processes)
+    return Size(networks.count(settings), processes)
 
 
 def pretrain(
@@ -39,7 +75,7 @@ def pretrain(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Done:
     """Train an encoder in the folder `run`, through torchrun's API; continue what is unfinished.
 
     Inside a process that torchrun started this is one of the ranks.
@@ -52,9 +88,6 @@ def pretrain(
         overwrite: replace a run made with other inputs or settings.
         progress: called with steps done and steps in all.
 
-    Returns:
-        The record of `teacher.safetensors`.
-
     Raises:
         errors.OutputClash: the folder holds something else.
         errors.Interrupted: a signal came; the same call goes on from the checkpoint.
@@ -62,15 +95,17 @@ def pretrain(
     run = Path(run)
     header = identity(source, settings)
     if record := folder.inspect(run, header, overwrite=overwrite):
-        return record
+        return Done(record, up_to_date=True)
     if launch.is_rank():
-        return rank(source, run, settings, header, machine, overwrite=overwrite)
-    processes = launch.processes(machine.processes, machine.device)
-    check_batch(settings, processes)
-    folder.prepare(run, header, settings, overwrite=overwrite)
-    arguments = worker_arguments(source, run, machine)
-    launch.launch(processes, arguments, _reporter(run, settings, progress))
-    return artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
+        rank(source, run, settings, header, machine, overwrite=overwrite)
+    else:
+        processes = launch.processes(machine.processes, machine.device)
+        check_batch(settings, processes)
+        folder.prepare(run, header, settings, overwrite=overwrite)
+        arguments = worker_arguments(source, run, machine)
+        launch.launch(processes, arguments, _reporter(run, settings, progress))
+    record = artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
+    return Done(record, up_to_date=False)
 
 
 def rank(
@@ -81,25 +116,24 @@ def rank(
     machine: Machine,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> None:
     """Be one of the training processes; rank 0 prepares the folder and writes everything."""
-    from pathfm_cli.pretrain import place, probe, train
+    from pathfm_cli.pretrain import book, place, probe, train
 
-    with place.join(machine.device) as here:
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(stop.wished())
+        here = stack.enter_context(place.join(machine.device))
         check_batch(settings, here.world_size)
-        job = train.Job(Path(source), run, header, settings, machine.workers)
+        job = book.Job(Path(source), run, header, settings, _readers(machine, here.device.type))
         if here.leads:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder.lock(run))
             if overwrite or not (run / folder.IDENTITY).exists():
                 folder.prepare(run, header, settings, overwrite=overwrite)
-            with folder.lock(run):
-                probe.record(job.source, run / folder.PATCHES, settings)
-                here.wait()
-                train.train(job, here)
-        else:
-            here.wait()
-            train.train(job, here)
+            probe.record(job.source, run / folder.PATCHES, settings)
         here.wait()
-    return artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
+        train.train(job, here, stopping)
+        here.wait()
 
 
 def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifacts.Header:
@@ -113,9 +147,7 @@ def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifac
     start = Path(settings.model.init)
     if start.exists():
         parents.append(f"weights:{_digest(artifacts.resolve(start))}")
-    # JSON turns tuples into lists, as they come back from a file.
-    values = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=values)
+    return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=_values(settings))
 
 
 def check_batch(settings: recipe.Recipe, processes: int) -> None:
@@ -146,6 +178,22 @@ def _reporter(
     from pathfm_cli.pretrain import metrics
 
     return lambda: progress(metrics.last_step(run / folder.METRICS), settings.train.steps)
+
+
+def _values(settings: recipe.Recipe) -> dict[str, Any]:
+    """The recipe as JSON values: lists for tuples, as they come back from a file."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return values
+
+
+def _readers(machine: Machine, device: str) -> int:
+    """Reading processes per rank: what was asked for, else, beside a GPU, its share of the cores.
+
+    On the CPU the network needs the cores: a thread reads.
+    """
+    if machine.workers or device != "cuda":
+        return machine.workers
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
 
 
 def _digest(path: Path) -> str:

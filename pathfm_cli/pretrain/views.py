@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,8 @@ Bool = NDArray[np.bool_]
 
 _ATTEMPTS = 10
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
-_OTHERS = 17
-_NUMBERS = 2 * _ATTEMPTS + _OTHERS
-"""Uniform numbers a view takes."""
+_NUMBERS = 2 * _ATTEMPTS + 2 + 15
+"""Uniform numbers a view takes: areas and ratios, a position, and what `_changes` uses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,10 +83,10 @@ def parameters(
     )
     scale_V2 = np.array([settings.crops.global_scale] * 2 + [settings.crops.local_scale] * locals_)
     crop, other = np.split(numbers_BVN, [2 * _ATTEMPTS + 2], axis=-1)
-    return Views(*_boxes(crop, scale_V2, size_px), *_changes(other, settings.augment))
+    return Views(**_boxes(crop, scale_V2, size_px), **_changes(other, settings.augment))
 
 
-def _boxes(numbers_BVN: Float, scale_V2: Float, size_px: int) -> tuple[Float, ...]:
+def _boxes(numbers_BVN: Float, scale_V2: Float, size_px: int) -> dict[str, Any]:
     """Random resized crops: the first of ten drawn boxes that fits, else the whole patch."""
     area_BVA = _between(numbers_BVN[..., :_ATTEMPTS], scale_V2[:, :1], scale_V2[:, 1:]) * size_px**2
     ratio_BVA = np.exp(_between(numbers_BVN[..., _ATTEMPTS : 2 * _ATTEMPTS], *_LOG_RATIO))
@@ -99,28 +99,28 @@ def _boxes(numbers_BVN: Float, scale_V2: Float, size_px: int) -> tuple[Float, ..
     height = np.where(any_fits, np.take_along_axis(height_BVA, first, -1)[..., 0], size_px)
     left = np.floor(numbers_BVN[..., -2] * (size_px - width + 1))
     top = np.floor(numbers_BVN[..., -1] * (size_px - height + 1))
-    return left, top, width, height
+    return {"left_px": left, "top_px": top, "width_px": width, "height_px": height}
 
 
-def _changes(numbers_BVN: Float, augment: recipe.Augment) -> tuple[NDArray[np.generic], ...]:
-    """Everything of `Views` after the crop, in the order of its fields."""
+def _changes(numbers_BVN: Float, augment: recipe.Augment) -> dict[str, Any]:
+    """Everything of `Views` after the crop."""
     u = np.moveaxis(numbers_BVN, -1, 0)
     views = u.shape[-1]
     blur = _per_view(views, augment.blur_first, augment.blur_second, augment.blur_local)
     solarise = _per_view(views, 0.0, augment.solarise_second, 0.0)
-    return (
-        u[0] < augment.horizontal_flip,
-        u[1] < augment.vertical_flip,
-        u[2] < augment.jitter,
-        _between(u[3], 1 - augment.brightness, 1 + augment.brightness),
-        _between(u[4], 1 - augment.contrast, 1 + augment.contrast),
-        _between(u[5], 1 - augment.saturation, 1 + augment.saturation),
-        _between(u[6], -augment.hue, augment.hue),
-        np.moveaxis(u[7:11], 0, -1).argsort(axis=-1),
-        u[11] < augment.grey,
-        np.where(u[12] < blur, _between(u[13], *augment.blur_sigma_px), 0.0),
-        u[14] < solarise,
-    )
+    return {
+        "flip_x": u[0] < augment.horizontal_flip,
+        "flip_y": u[1] < augment.vertical_flip,
+        "jitter": u[2] < augment.jitter,
+        "brightness": _between(u[3], 1 - augment.brightness, 1 + augment.brightness),
+        "contrast": _between(u[4], 1 - augment.contrast, 1 + augment.contrast),
+        "saturation": _between(u[5], 1 - augment.saturation, 1 + augment.saturation),
+        "hue": _between(u[6], -augment.hue, augment.hue),
+        "order": np.moveaxis(u[7:11], 0, -1).argsort(axis=-1),
+        "grey": u[11] < augment.grey,
+        "sigma_px": np.where(u[12] < blur, _between(u[13], *augment.blur_sigma_px), 0.0),
+        "solarise": u[14] < solarise,
+    }
 
 
 def _per_view(views: int, first: float, second: float, local: float) -> Float:

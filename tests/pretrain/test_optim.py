@@ -21,7 +21,11 @@ def test_decay_is_off_for_biases_and_vectors_only():
     groups = optim.adamw(module).param_groups
     names = {id(p): name for name, p in module.named_parameters()}
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in groups)
-    assert {"backbone.cls_token", "backbone.pos_embed", "backbone.blocks.0.mlp.fc1.weight"} < decayed
+    assert {
+        "backbone.cls_token",
+        "backbone.pos_embed",
+        "backbone.blocks.0.mlp.fc1.weight",
+    } < decayed
     assert {"backbone.norm.weight", "backbone.blocks.0.attn.qkv.bias", "head.mlp.0.bias"} < plain
     assert "head.last_layer.weight_v" in decayed
     assert decayed | plain == set(names.values()) - {"head.last_layer.weight_g"}

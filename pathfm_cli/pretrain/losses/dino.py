@@ -34,12 +34,14 @@ def cross_entropy(
     partition_V = torch.logsumexp(logits_VBK, dim=-1).mean(dim=1)
     overlap_GV = torch.einsum("gbk,vbk->gv", targets_GBK.float(), logits_VBK) / batch
     pairs_GV = partition_V - overlap_GV
-    return (pairs_GV.sum() - pairs_GV.diagonal().sum()) / (globals_ * (views - 1))
+    total = pairs_GV.sum() - pairs_GV.diagonal().sum()
+    return total / (globals_ * (views - 1))
 
 
 def entropy(targets_GBK: torch.Tensor) -> torch.Tensor:
     """Mean entropy of the targets in nats: 0 is one-hot, ln K uniform; either end is a collapse."""
-    return torch.special.entr(targets_GBK.float()).sum(dim=-1).mean()
+    each_GBK: torch.Tensor = torch.special.entr(targets_GBK.float())
+    return each_GBK.sum(dim=-1).mean()
 
 
 class Centre(nn.Module):

@@ -1,0 +1,139 @@
+"""The book-keeping of a run: metrics, checkpoints, exports. Rank 0 writes, all ranks count."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.data import stream
+from pathfm_cli.model import export, vit
+from pathfm_cli.pretrain import (
+    augment,
+    checkpoint,
+    dino,
+    folder,
+    metrics,
+    networks,
+    place,
+    recipe,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """One run: input, run folder, what it will be, and how it is done here."""
+
+    source: Path
+    run: Path
+    header: artifacts.Header
+    settings: recipe.Recipe
+    workers: int = 0
+
+
+class Book:
+    """Counts steps, writes metrics, checkpoints and exports; only rank 0 writes."""
+
+    def __init__(self, job: Job, here: place.Place, first: int) -> None:
+        self.job = job
+        self.here = here
+        self.step = first
+        self._log = metrics.Log(job.run / folder.METRICS, first) if here.leads else None
+        self._since = time.perf_counter()
+        self._logged = first
+        self._waited_s = 0.0
+        self._failed = 0
+
+    def timed(self, batches: Iterator[stream.Batch]) -> Iterator[stream.Batch]:
+        """Pass batches on; the time spent waiting for them becomes `stall`."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited_s += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def due(self, every: int) -> bool:
+        """Whether the step just taken is a multiple of `every`."""
+        return self.step % every == 0
+
+    def count(self, outcome: dino.Outcome, batch: stream.Batch) -> None:
+        """Count a step and, where one is due, write a line."""
+        self.step += 1
+        self._failed += len(batch.failed)
+        last = self.step == self.job.settings.train.steps
+        if self.due(self.job.settings.train.log_every) or last:
+            self._write(outcome)
+
+    def save(self, method: dino.Dino) -> None:
+        """Keep a checkpoint."""
+        if self.here.leads:
+            target = self.job.run / folder.CHECKPOINTS
+            checkpoint.save(target, self.step, method, self.job.header.id)
+
+    def publish(self, method: dino.Dino) -> None:
+        """Export the teacher as it is now to `exports/step-N`."""
+        if self.here.leads:
+            settings = {**self.job.header.settings, "step": self.step}
+            header = dataclasses.replace(self.job.header, settings=settings)
+            target = self.job.run / folder.EXPORTS / f"step-{self.step:06d}"
+            export.export(target, method.teacher.backbone, self._info(method), header)
+
+    def finish(self, method: dino.Dino) -> None:
+        """Write the metrics table and, last of all, the teacher."""
+        if self._log is None:
+            return
+        self._log.close()
+        run = self.job.run
+        last = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
+        shown = {name: last[name] for name in ("step", "loss", "teacher_entropy")}
+        header = dataclasses.replace(self.job.header, metrics=shown)
+        export.export(run, method.teacher.backbone, self._info(method), header)
+
+    def _write(self, outcome: dino.Outcome) -> None:
+        shares = torch.stack([outcome.loss, outcome.teacher_entropy]).cpu() / self.here.world_size
+        loss, entropy = self.here.total(shares).tolist()
+        failed = int(self.here.total(torch.tensor(float(self._failed))).item())
+        now = time.perf_counter()
+        elapsed_s = now - self._since
+        images = (self.step - self._logged) * self.job.settings.train.batch_size
+        values = {
+            "step": self.step,
+            "loss": loss,
+            "lr": outcome.lr,
+            "weight_decay": outcome.weight_decay,
+            "momentum": outcome.momentum,
+            "teacher_entropy": entropy,
+            "grad_norm": outcome.grad_norm.item(),
+            "images_per_s": images / elapsed_s,
+            "stall": self._waited_s / elapsed_s,
+            "failed_patches": failed,
+        }
+        self._since, self._logged, self._waited_s, self._failed = now, self.step, 0.0, 0
+        if not math.isfinite(loss):
+            raise errors.PathfmError(
+                f"The loss is {loss} at step {self.step}.",
+                f"a lower learning rate: --set optim.base_lr="
+                f"{self.job.settings.optim.base_lr / 2:g} --overwrite",
+            )
+        if self._log is not None:
+            self._log.write(values)
+
+    def _info(self, method: dino.Dino) -> export.Info:
+        settings = self.job.settings
+        return export.Info(
+            arch=settings.model.arch,
+            kwargs=networks.kwargs(settings),
+            image_size_px=settings.crops.global_size_px,
+            mean=augment.MEAN,
+            std=augment.STD,
+            prefix_tokens=vit.prefix_tokens(method.teacher.backbone),
+            recipe=settings.name,
+            step=self.step,
+        )

@@ -1,0 +1,48 @@
+"""A run described in words: before it starts, and when it is finished."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pathfm_cli import artifacts
+from pathfm_cli.pretrain import checkpoint, folder, recipe, run
+
+
+def plan(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: recipe.Recipe,
+    size: run.Size,
+    *,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """What `pretrain` would do, as names and values for a person; touches nothing."""
+    target = Path(out)
+    parent = artifacts.read_header(source, *run.INPUTS)
+    finished = folder.inspect(target, run.identity(source, settings), overwrite=overwrite)
+    newest = None if overwrite else checkpoint.newest(target / folder.CHECKPOINTS)
+    start = checkpoint.steps(newest) if newest else 0
+    steps = settings.train.steps
+    return {
+        "recipe": settings.name,
+        "input": f"{os.fspath(source)} ({parent.kind}, {parent.rows} rows)",
+        "encoder": f"{settings.model.arch}, {size.parameters / 1e6:.1f} M parameters",
+        "steps": "none: up to date" if finished else f"{start} to {steps}",
+        "patches": 0 if finished else (steps - start) * settings.train.batch_size,
+        "peak_lr": settings.peak_lr,
+        "processes": size.processes,
+        "writes": os.fspath(target / folder.RESULT),
+    }
+
+
+def summary(out: str | os.PathLike[str]) -> list[str]:
+    """A finished run in a few lines for a person."""
+    header = artifacts.read_header(out, "checkpoint")
+    numbers = header.metrics
+    return [
+        f"{os.fspath(artifacts.resolve(out))}",
+        f"  {header.settings['name']}: {numbers['step']} steps, loss {numbers['loss']:.3f}, "
+        f"teacher entropy {numbers['teacher_entropy']:.3f}",
+    ]

@@ -1,0 +1,104 @@
+"""A step of the method against facebookresearch/dino's training loop, written out."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pathfm_cli.pretrain import dino, networks, place
+
+HERE = place.Place(0, 1, torch.device("cpu"))
+
+
+def crops(step):
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(n, 3, s, s, generator=generator) for n, s in ((8, 32), (8, 16))]
+
+
+def reference(settings, steps):
+    """`main_dino.train_one_epoch` with `DINOLoss`, batch 4, 2 + 2 views; returns all it changes."""
+    student, teacher = networks.pair(settings)
+    named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+    plain = [p for n, p in named if n.endswith(".bias") or p.ndim == 1]
+    decayed = [p for n, p in named if not (n.endswith(".bias") or p.ndim == 1)]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}], fused=False
+    )
+    centre, losses = torch.zeros(1, 64), []
+    for step in range(steps):
+        total, warmup, peak = 12, 3, 4e-3 * 4 / 256
+        if step < warmup:
+            lr = peak * step / (warmup - 1)
+        else:
+            lr = 1e-6 + 0.5 * (peak - 1e-6) * (1 + math.cos(math.pi * (step - 3) / (total - 3)))
+        phase = 1 + math.cos(math.pi * step / total)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        optimiser.param_groups[0]["weight_decay"] = 0.4 + 0.5 * (0.04 - 0.4) * phase
+        momentum = 1.0 + 0.5 * (0.99 - 1.0) * phase
+        temperature = [0.03, 0.035, 0.04][step // 3] if step < 9 else 0.04
+        big, small = crops(step)
+        teacher_out = teacher([big])
+        student_out = torch.cat([student([big]), student([small])]) / 0.1
+        views = student_out.chunk(4)
+        targets = functional.softmax((teacher_out - centre) / temperature, dim=-1).detach().chunk(2)
+        pairs = [
+            torch.sum(-q * functional.log_softmax(views[v], dim=-1), dim=-1).mean()
+            for i, q in enumerate(targets)
+            for v in range(4)
+            if v != i
+        ]
+        loss = sum(pairs) / len(pairs)
+        centre = centre * 0.9 + teacher_out.mean(dim=0, keepdim=True) * 0.1
+        optimiser.zero_grad()
+        loss.backward()
+        for _, parameter in named:
+            coefficient = 3.0 / (parameter.grad.norm() + 1e-6)
+            if coefficient < 1:
+                parameter.grad.mul_(coefficient)
+        if step // 3 < 2:
+            for name, parameter in named:
+                if "last_layer" in name:
+                    parameter.grad = None
+        optimiser.step()
+        with torch.no_grad():
+            for q, k in zip(student.parameters(), teacher.parameters(), strict=True):
+                k.mul_(momentum).add_((1 - momentum) * q)
+        losses.append(loss.item())
+    return losses, student, teacher, centre
+
+
+def test_twelve_steps_equal_the_reference_loop(micro):
+    settings = micro("model.drop_path_rate=0.0")
+    losses, student, teacher, centre = reference(settings, 12)
+    method = dino.Dino(settings, HERE)
+    ours = [method.step(step, crops(step)).loss.item() for step in range(12)]
+    assert ours == pytest.approx(losses, rel=1e-5)
+    assert len({round(loss, 3) for loss in losses}) > 6, "the losses must move"
+    for ours_, theirs in ((method.student, student), (method.teacher, teacher)):
+        for name, expected in theirs.state_dict().items():
+            # Keys' biases have no true gradient; Adam blows its rounding up to the learning rate.
+            atol = 1e-4 if name.endswith("qkv.bias") else 2e-6
+            torch.testing.assert_close(ours_.state_dict()[name], expected, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(method.centre.centre_K, centre[0], atol=1e-6, rtol=1e-4)
+
+
+def test_stochastic_depth_is_a_function_of_seed_and_step(micro):
+    first, second = (dino.Dino(micro(), HERE) for _ in range(2))
+    torch.manual_seed(99)
+    one = first.step(3, crops(0)).loss
+    torch.manual_seed(7)
+    assert second.step(3, crops(0)).loss.equal(one)
+    assert not dino.Dino(micro(), HERE).step(4, crops(0)).loss.equal(one)
+
+
+def test_bf16_step_is_close_to_fp32(micro):
+    losses = [
+        dino.Dino(micro(f"train.precision={p}", "model.drop_path_rate=0.0"), HERE)
+        .step(0, crops(0))
+        .loss.item()
+        for p in ("fp32", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

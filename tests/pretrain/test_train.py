@@ -1,0 +1,224 @@
+"""Whole runs in this process: resume, metrics, files. What is compared is bytes, not closeness."""
+
+import json
+import math
+import shutil
+
+import polars as pl
+import pytest
+import torch
+from safetensors import torch as safetensors_torch
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.pretrain import (
+    augment,
+    book,
+    checkpoint,
+    folder,
+    networks,
+    place,
+    probe,
+    run,
+    train,
+)
+
+HERE = place.Place(0, 1, torch.device("cpu"))
+TIMINGS = ("images_per_s", "stall")
+
+
+def begin(tissue, path, settings):
+    header = run.identity(tissue, settings)
+    folder.prepare(path, header, settings, overwrite=False)
+    return book.Job(tissue, path, header, settings)
+
+
+def stop_after(calls):
+    """A wish to stop that is there at the given call and not before."""
+    count = iter(range(1, 10_000))
+    return lambda: next(count) >= calls
+
+
+def whole(tissue, path, settings):
+    train.train(begin(tissue, path, settings), HERE, lambda: False)
+    return path
+
+
+def lines(path):
+    rows = [json.loads(line) for line in (path / folder.METRICS).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def settings(micro):
+    return micro()
+
+
+@pytest.fixture(scope="module")
+def reference(tissue, settings, tmp_path_factory):
+    return whole(tissue, tmp_path_factory.mktemp("runs") / "whole", settings)
+
+
+def same_run(one, other):
+    for name in ("student", "teacher", "optimiser", "centre"):
+        file = f"{folder.CHECKPOINTS}/step-000012/{name}.safetensors"
+        assert (one / file).read_bytes() == (other / file).read_bytes(), name
+    assert (one / folder.RESULT).read_bytes() == (other / folder.RESULT).read_bytes()
+    assert lines(one) == lines(other)
+
+
+def test_a_run_is_repeatable(tissue, settings, reference, tmp_path):
+    same_run(reference, whole(tissue, tmp_path / "again", settings))
+
+
+@pytest.mark.parametrize("stop", [1, 6, 7])
+def test_stopped_and_resumed_equals_uninterrupted(tissue, settings, reference, tmp_path, stop):
+    job = begin(tissue, tmp_path / "run", settings)
+    with pytest.raises(errors.Interrupted, match=f"after step {stop} of 12"):
+        train.train(job, HERE, stop_after(stop))
+    assert not (job.run / folder.RESULT).exists()
+    torch.manual_seed(12345)
+    train.train(job, HERE, lambda: False)
+    same_run(reference, job.run)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tissue, settings, reference, tmp_path):
+    """As after SIGKILL: lines beyond the last checkpoint, a half line, half a checkpoint."""
+    path = tmp_path / "run"
+    shutil.copytree(reference, path)
+    for name in (folder.RESULT, folder.MODEL, folder.METRICS_TABLE):
+        (path / name).unlink()
+    shutil.rmtree(path / folder.CHECKPOINTS / "step-000012")
+    half = path / folder.CHECKPOINTS / ".step-000012.tmp-1"
+    half.mkdir()
+    (half / "student.safetensors").write_bytes(b"half")
+    with (path / folder.METRICS).open("a") as file:
+        file.write('{"step": 13, "lo')
+    train.train(begin(tissue, path, settings), HERE, lambda: False)
+    same_run(reference, path)
+    assert not half.exists()
+
+
+def test_metrics_are_numbers_and_the_table_repeats_them(reference):
+    rows = lines(reference)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["lr"] == 0 and rows[2]["lr"] == pytest.approx(4e-3 * 4 / 256)
+    assert rows[0]["momentum"] == pytest.approx(0.99)
+    assert all(0 < row["teacher_entropy"] < math.log(64) for row in rows)
+    table = pl.read_parquet(reference / folder.METRICS_TABLE)
+    assert table["loss"].to_list() == [row["loss"] for row in rows]
+    assert {"images_per_s", "stall", "grad_norm", "weight_decay"} < set(table.columns)
+    assert table["stall"].is_between(0, 1).all()
+
+
+def test_the_first_loss_by_hand(tissue, micro, tmp_path):
+    """Patches, views and networks as they are first; teacher temperature 0.03, no centre yet."""
+    settings = micro("model.drop_path_rate=0.0")
+    path = whole(tissue, tmp_path / "run", settings)
+    batch = next(train.batches(book.Job(tissue, path, None, settings), HERE, 0))
+    views = augment.crops(settings, batch.pixels, batch.indices.numpy())
+    student, teacher = networks.pair(settings)
+    q = torch.softmax(teacher(views[:1]) / 0.03, dim=-1).view(2, 4, 64)
+    log_p = torch.log_softmax(student(views) / 0.1, dim=-1).view(4, 4, 64)
+    terms = [-(q[g] * log_p[v]).sum(-1).mean() for g in range(2) for v in range(4) if v != g]
+    assert lines(path)[0]["loss"] == pytest.approx((sum(terms) / 6).item(), rel=1e-5)
+
+
+def test_the_last_two_checkpoints_are_kept_and_hold_no_pickle(reference):
+    kept = sorted(path.name for path in (reference / folder.CHECKPOINTS).iterdir())
+    assert kept == ["step-000008", "step-000012"]
+    files = {path.name for path in (reference / folder.CHECKPOINTS / kept[-1]).iterdir()}
+    names = ("student", "teacher", "centre", "optimiser")
+    assert files == {"state.json", *(f"{name}.safetensors" for name in names)}
+
+
+def test_prototypes_have_moments_only_once_they_move(tissue, settings, reference, tmp_path):
+    job = begin(tissue, tmp_path / "run", settings)
+    with pytest.raises(errors.Interrupted):
+        train.train(job, HERE, stop_after(5))
+
+    def moments(path):
+        return set(safetensors_torch.load_file(path / "optimiser.safetensors"))
+
+    early = moments(checkpoint.newest(job.run / folder.CHECKPOINTS))
+    late = moments(checkpoint.newest(reference / folder.CHECKPOINTS))
+    assert "exp_avg.head.last_layer.weight_v" in late - early
+    assert "exp_avg.backbone.cls_token" in early
+
+
+def test_a_checkpoint_of_another_run_is_refused(tissue, micro, reference, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(reference / folder.CHECKPOINTS, path / folder.CHECKPOINTS)
+    other = micro("train.seed=1")
+    with pytest.raises(errors.InputError, match="belongs to run"):
+        train.train(begin(tissue, path, other), HERE, lambda: False)
+
+
+def test_a_damaged_checkpoint_says_so(tissue, settings, reference, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(reference / folder.CHECKPOINTS, path / folder.CHECKPOINTS)
+    (path / folder.CHECKPOINTS / "step-000012" / "teacher.safetensors").write_bytes(b"\0" * 40)
+    with pytest.raises(errors.InputError, match="is damaged") as caught:
+        train.train(begin(tissue, path, settings), HERE, lambda: False)
+    assert caught.value.hint.startswith("rm -r ")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tissue, micro, tmp_path):
+    wild = micro("optim.base_lr=1e30", "optim.clip_norm=0.0")
+    with pytest.raises(errors.PathfmError, match="The loss is nan at step") as caught:
+        train.train(begin(tissue, tmp_path / "run", wild), HERE, lambda: False)
+    assert "optim.base_lr" in caught.value.hint
+
+
+def test_the_result_says_what_it_is(tissue, settings, reference):
+    header = artifacts.read_header(reference, "checkpoint")
+    assert header.parents == (f"tissue:{artifacts.read_header(tissue).id}",)
+    assert header.settings["train"]["steps"] == 12
+    assert header.metrics["step"] == 12
+    info = json.loads((reference / folder.MODEL).read_text())
+    assert (info["arch"], info["step"], info["recipe"]) == ("vit_tiny_patch16_224", 12, "tiny")
+    assert info["image_size_px"] == 32 and info["mean"] == [0.5, 0.5, 0.5]
+    teacher = safetensors_torch.load_file(reference / folder.RESULT)
+    saved = safetensors_torch.load_file(
+        reference / folder.CHECKPOINTS / "step-000012" / "teacher.safetensors"
+    )
+    assert teacher and all(t.equal(saved[f"backbone.{name}"]) for name, t in teacher.items())
+
+
+def test_exports_on_the_way(tissue, micro, tmp_path):
+    often = micro("train.export_every=5")
+    path = whole(tissue, tmp_path / "run", often)
+    found = sorted((path / folder.EXPORTS).iterdir())
+    assert [step.name for step in found] == ["step-000005", "step-000010"]
+    ids = {artifacts.read_header(step, "checkpoint").id for step in [*found, path]}
+    assert len(ids) == 3
+    assert json.loads((found[0] / folder.MODEL).read_text())["step"] == 5
+
+
+def test_distinct_patches_come_again_with_new_views(tissue, micro):
+    few = micro("train.distinct_patches=8")
+    got = list(train.batches(book.Job(tissue, tissue, None, few), HERE, 0))
+    assert got[0].pixels.equal(got[2].pixels) and not got[0].pixels.equal(got[1].pixels)
+    assert got[2].indices.tolist() == [8, 9, 10, 11]
+
+
+def test_the_probe_set_is_drawn_once(tissue, settings, tmp_path):
+    target = tmp_path / folder.PATCHES
+    probe.record(tissue, target, settings)
+    first = target.read_bytes()
+    probe.record(tissue, target, settings)
+    assert target.read_bytes() == first
+    table = artifacts.read_table(target, "patches")
+    assert table.frame.height == 6 and table.frame["size_px"].unique().to_list() == [48]
+
+
+def test_a_run_on_patches_takes_their_first_rows(tissue, micro, tmp_path):
+    patches = tmp_path / "p.parquet"
+    probe.record(tissue, patches, micro())
+    path = tmp_path / "run"
+    probe.record(patches, path / folder.PATCHES, micro("train.probe_patches=2"))
+    kept = artifacts.read_table(path / folder.PATCHES, "patches")
+    assert kept.frame.equals(artifacts.read_table(patches).frame.head(2))
+    whole(patches, path, micro())
+    parents = artifacts.read_header(path).parents
+    assert parents == (f"patches:{artifacts.read_header(patches).id}",)
