@@ -86,7 +86,8 @@ def _jpeg(
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     # The buffer bounds the allocation: a larger image than declared does not fit in it.
     pixels = np.empty((height, width, 3), np.uint8)
-    image = simplejpeg.decode_jpeg(prefix + data[start:], "RGB", buffer=pixels)
+    # Some tiles lack their end marker; one that is really cut short is still found to be.
+    image = simplejpeg.decode_jpeg(prefix + data[start:] + _EOI, "RGB", buffer=pixels)
     _check(image.shape, width, height)
     return pixels
 

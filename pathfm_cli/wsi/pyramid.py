@@ -27,6 +27,8 @@ MAX_READ_BYTES = 8 << 20
 """Adjacent tiles are read together up to this size."""
 MAX_BAND_PIXELS = 1 << 25
 """Level pixels held at once while a thumbnail is made."""
+MAX_THUMBNAIL_PIXELS = 1 << 27
+"""Largest thumbnail; a damaged row can claim any size."""
 
 # Against an area mean of real tissue, 2x: Hamming 55 dB, bicubic 49, bilinear 47, box 39. Near 1x
 # Hamming turns into nearest neighbour, so bicubic takes over there.
@@ -242,12 +244,18 @@ class Reader:
             true scale is width_px0 / W and height_px0 / H level-0 pixels per pixel.
 
         Raises:
-            errors.SlideError: as `read_region`.
+            errors.SlideError: as `read_region`, or the result would exceed 134 megapixels.
         """
         number = slide.level_for(mpp)
         plane = slide.levels[number]
         width = max(1, round(slide.width_px0 * slide.mpp / mpp))
         height = max(1, round(slide.height_px0 * slide.mpp / mpp))
+        if width * height > MAX_THUMBNAIL_PIXELS:
+            raise errors.SlideError(
+                f"{slide.slide}: a picture of the whole slide at {mpp:g} um/px has {width}x{height} "
+                "px, which is too large",
+                "a coarser mpp",
+            )
         right = slide.width_px0 / plane.scale[0]
         step = slide.height_px0 / plane.scale[1] / height
         band = max(1, int(MAX_BAND_PIXELS / plane.width_px / step))

@@ -143,12 +143,12 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def directories(source: store.Source, limit: int = MAX_DIRECTORIES) -> list[Directory]:
+def directories(source: store.Source, limit: int | None = None) -> list[Directory]:
     """Read the chain of directories and, as their `children`, the SubIFDs (one level deep).
 
     Args:
         source: the file.
-        limit: stop after this many directories of the chain.
+        limit: read only this many directories of the chain.
 
     Raises:
         errors.SlideError: not a TIFF, damaged, or beyond the limits of this module.
@@ -156,7 +156,7 @@ def directories(source: store.Source, limit: int = MAX_DIRECTORIES) -> list[Dire
     layout, offset = _header(source)
     seen: set[int] = set()
     chain: list[Directory] = []
-    while offset and len(chain) < limit:
+    while offset and len(chain) != limit:
         directory, offset = _directory(source, layout, offset, seen)
         children = tuple(
             _directory(source, layout, child, seen)[0]

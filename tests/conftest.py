@@ -1,0 +1,62 @@
+"""Real slides of the shared data, and a synthetic pyramid whose pixels encode their position."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ramps
+import tifffile
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def slides_folder() -> Path:
+    """Twelve slides made of real scans."""
+    if not (SHARED / "slides").is_dir():
+        pytest.skip("the real slides of ../shared/data are not there")
+    return SHARED / "slides"
+
+
+@pytest.fixture(scope="session")
+def formats_folder() -> Path:
+    """Odd, foreign and broken files."""
+    if not (SHARED / "formats").is_dir():
+        pytest.skip("the odd files of ../shared/data are not there")
+    return SHARED / "formats"
+
+
+@pytest.fixture
+def make_pyramid(tmp_path: Path) -> ramps.MakePyramid:
+    """Write a tiled TIFF whose red is 255 x / width and whose green is 255 y / height.
+
+    x and y are the level-0 coordinates of a pixel's centre, at every level.
+    """
+
+    def make(
+        name: str = "ramp.tif",
+        *,
+        size: tuple[int, int] = (1024, 768),
+        factors: tuple[int, ...] = (1, 2, 4),
+        mpp: float = 0.25,
+        **options: Any,
+    ) -> Path:
+        path = tmp_path / name
+        with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as file:
+            for factor in factors:
+                file.write(
+                    ramps.ramp(size, factor),
+                    **{
+                        "tile": (64, 64),
+                        "photometric": "rgb",
+                        "compression": "zlib",
+                        "resolution": (1e4 / mpp / factor, 1e4 / mpp / factor),
+                        "resolutionunit": "CENTIMETER",
+                        "subfiletype": int(factor > 1),
+                        "metadata": None,
+                        **options,
+                    },
+                )
+        return path
+
+    return make
