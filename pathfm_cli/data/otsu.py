@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 BLUR_UM = 12.0
 """Standard deviation of the blur: above JPEG's chroma noise, below a cell layer."""
-THRESHOLD_OD = (0.02, 0.06)
+THRESHOLD_OD = (0.02, 0.04)
 """Bounds of the threshold: above the noise of clean glass, below pale eosin."""
 GLASS_MIN = 200
 GLASS_SPREAD = 20

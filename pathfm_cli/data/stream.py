@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -240,7 +241,7 @@ def _in_workers(plan: Plan, workers: int) -> Iterator[Batch]:
         num_workers=min(workers, plan.steps),
         prefetch_factor=AHEAD,
         multiprocessing_context=context,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_follow_parent,
         # Its own generator, so that this process's random state stays as it is.
         generator=torch.Generator(),
     )
@@ -258,7 +259,20 @@ def _in_workers(plan: Plan, workers: int) -> Iterator[Batch]:
         ) from error
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """A signal to the whole process group must not take the batches of the last step away."""
+def _follow_parent(worker: int) -> None:
+    """Let the parent alone decide when this worker ends.
+
+    A signal to the whole process group must not take the batches of the last step away. A parent
+    that was killed cannot say anything, and torch's own watch looks at the fork server, which lives
+    as long as its children do.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
