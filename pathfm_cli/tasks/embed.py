@@ -236,7 +236,7 @@ def _write_parts(
     failed = len(_failures(parts.scan())) if finished else 0
     if not missing:
         return
-    size = reading.batch_size or _fitting_batch(encoder)
+    size = reading.batch_size or fitting_batch(encoder)
     batches = [chunk[at : at + size] for chunk in missing for at in range(0, len(chunk), size)]
     features = np.zeros((CHUNK, encoder.dim), np.float32)
     reasons: list[str | None] = []
@@ -352,7 +352,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _fitting_batch(encoder: weights.Encoder) -> int:
+def fitting_batch(encoder: weights.Encoder) -> int:
     """The largest power of two whose activations fit; measured on CUDA, fixed elsewhere."""
     if encoder.device.type != "cuda":
         return MPS_BATCH if encoder.device.type == "mps" else CPU_BATCH
