@@ -13,19 +13,17 @@ from pathfm_cli.cli import options, output, pipe, progress
 
 def mask(
     out: options.Out,
-    slides: Annotated[
-        list[str] | None, typer.Argument(help="A slides artifact; without it stdin is read.")
-    ] = None,
+    slides: Annotated[list[str] | None, typer.Argument(help="A slides artifact, or -.")] = None,
     mpp: Annotated[float, typer.Option(help="Resolution of the thumbnail, um/px.")] = 8.0,
-    method: Annotated[str, typer.Option(help="How tissue is found: otsu.")] = "otsu",
+    method: Annotated[str, typer.Option(help="How to find tissue: otsu.")] = "otsu",
     min_object: Annotated[float, typer.Option(help="Drop smaller pieces, um2.")] = 20_000.0,
     min_hole: Annotated[float, typer.Option(help="Fill smaller holes, um2.")] = 10_000.0,
-    tolerance: Annotated[float, typer.Option(help="Simplify outlines by at most this, um.")] = 8.0,
+    tolerance: Annotated[float, typer.Option(help="Move outlines at most so far, um.")] = 8.0,
     preview: Annotated[
-        Path | None, typer.Option(help="Folder for pictures of the outlines.", file_okay=False)
+        Path | None, typer.Option(file_okay=False, help="Folder for pictures of the outlines.")
     ] = None,
     geojson: Annotated[
-        Path | None, typer.Option(help="Folder for GeoJSON that QuPath opens.", file_okay=False)
+        Path | None, typer.Option(file_okay=False, help="Folder for outlines that QuPath opens.")
     ] = None,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,

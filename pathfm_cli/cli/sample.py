@@ -13,17 +13,17 @@ from pathfm_cli.cli import options, output, pipe, progress
 
 def sample(
     out: options.Out,
-    tissue: Annotated[
-        list[str] | None, typer.Argument(help="A tissue artifact; without it stdin is read.")
-    ] = None,
+    tissue: Annotated[list[str] | None, typer.Argument(help="A tissue artifact, or -.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Draw this many patches.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Take every cell of a grid.")] = False,
     mpp: Annotated[str, typer.Option(help="Resolutions in um/px, as in 0.25,0.5,1,2.")] = "0.5",
     size: Annotated[int, typer.Option(help="Side of a patch in pixels at its mpp.")] = 256,
     min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a patch.")] = 0.4,
-    stride: Annotated[int | None, typer.Option(help="Step of the grid, px; the size.")] = None,
-    strategy: Annotated[str, typer.Option(help="Slides by: uniform or area.")] = "uniform",
-    weights: Annotated[str, typer.Option(help="Slides by this column of weights.")] = "",
+    stride: Annotated[
+        int | None, typer.Option(help="Step of the grid in pixels; without it the size.")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="Slides: uniform, or by tissue area.")] = "uniform",
+    weights: Annotated[str, typer.Option(help="Slides by the weights in this column.")] = "",
     seed: options.Seed = 0,
     preview: Annotated[
         Path | None, typer.Option(help="A PNG to write: a contact sheet.", dir_okay=False)

@@ -76,20 +76,27 @@ class SampleConfig:
     """A patch may be finer than level 0 by this factor at most."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.mpp), "mpp is empty", "--mpp 0.5")
-        _check(all(0 < m < math.inf for m in self.mpp), f"mpp {self.mpp} must be above 0")
-        _check(len(set(self.mpp)) == len(self.mpp), f"mpp {self.mpp} names a value twice")
-        weights = self.mpp_weights or (1.0,) * len(self.mpp)
-        _check(len(weights) == len(self.mpp), "mpp_weights needs one weight per mpp")
-        valid = all(0 <= w < math.inf for w in weights) and sum(weights) > 0
-        _check(valid, f"mpp_weights {self.mpp_weights} must be >= 0, and one above 0")
-        _check(self.size_px > 0, f"size_px is {self.size_px}; it must be above 0")
-        _check(0 <= self.min_tissue <= 1, f"min_tissue {self.min_tissue} is no share of an area")
-        _check(1 <= self.max_upsample < math.inf, f"max_upsample {self.max_upsample} is below 1")
-        known = typing.get_args(Strategy)
-        _check(self.strategy in known, f"strategy {self.strategy} is none of {', '.join(known)}")
+        mpp, weights = self.mpp, self.mpp_weights or (1.0,) * len(self.mpp)
+        _check(bool(mpp), "mpp is empty", "--mpp 0.5")
+        _check(all(0 < m < math.inf for m in mpp), f"mpp {mpp} must be above 0", "--mpp 0.5")
+        _check(len(set(mpp)) == len(mpp), f"mpp {mpp} names a value twice", "--mpp 0.5,1")
+        _check(len(weights) == len(mpp), "mpp_weights needs one weight per mpp", "[1, 1]")
+        sound = all(0 <= w < math.inf for w in weights) and sum(weights) > 0
+        _check(sound, f"mpp_weights {weights} must be >= 0, and one above 0", "[1, 1]")
+        _check(self.size_px > 0, f"size_px is {self.size_px}; it must be above 0", "--size 256")
+        share = self.min_tissue
+        _check(0 <= share <= 1, f"min_tissue {share} is no share of an area", "--min-tissue 0.4")
+        factor = self.max_upsample
+        _check(1 <= factor < math.inf, f"max_upsample {factor} is below 1", "max_upsample = 1.25")
+        known = ", ".join(typing.get_args(Strategy))
+        named = self.strategy in typing.get_args(Strategy)
+        _check(named, f"strategy {self.strategy} is none of {known}", "--strategy area")
         by_column = self.strategy == "column"
-        _check(bool(self.weights_column) == by_column, "strategy column needs a weights_column")
+        _check(
+            bool(self.weights_column) == by_column,
+            "The strategy column and weights_column need each other",
+            "--weights COLUMN",
+        )
 
 
 class Source(Protocol):
@@ -194,7 +201,7 @@ class Sampler:
 
     def __init__(self, table: artifacts.Table, config: SampleConfig, seed: int) -> None:
         frame = table.frame.filter(pl.col("error").is_null())
-        _check(0 <= seed < 2**64, f"The seed {seed} is not in [0, 2^64)")
+        _check(0 <= seed < 2**64, f"The seed {seed} is not in [0, 2^64)", "--seed 0")
         check_feasible(frame, config)
         self.config, self.seed = config, seed
         self._mpp0 = frame["mpp"].to_numpy()
@@ -298,7 +305,7 @@ class Fixed:
         return Patch(index, int(self._slide[row]), x, y, mpp, self.size_px, share)
 
 
-def _check(condition: bool, message: str, hint: str = "") -> None:
+def _check(condition: bool, message: str, hint: str) -> None:
     if not condition:
         raise errors.UsageError(f"{message}.", hint)
 

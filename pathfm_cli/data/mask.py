@@ -232,7 +232,8 @@ def _chunks(
                     if max_failed is not None and failed > max_failed:
                         raise errors.TooManyFailures(
                             f"{failed} slides failed, more than --max-failed {max_failed}; the"
-                            f" last is {chunk[-1]['mask_error']}."
+                            f" last is {chunk[-1]['mask_error']}.",
+                            "finished slides are kept: a larger --max-failed goes on from there",
                         )
                     progress(number + 1, total)
                 yield start // CHUNK, pl.DataFrame(chunk, schema=_SCHEMA)

@@ -29,7 +29,9 @@ class Cleaning:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 0:
-                raise errors.UsageError(f"{field.name} is {getattr(self, field.name)}, below 0.")
+                raise errors.UsageError(
+                    f"{field.name} is {getattr(self, field.name)}, below 0.", "0 keeps everything"
+                )
 
 
 def from_mask(
@@ -50,7 +52,7 @@ def from_mask(
     filled = _fill_holes(faces, cleaning.min_hole_um2 / mpp0**2)
     kept = filled[shapely.area(filled) >= cleaning.min_object_um2 / mpp0**2]
     simple = shapely.simplify(kept, cleaning.tolerance_um / mpp0)
-    return _multipolygon(shapely.union_all(simple))
+    return multipolygon(shapely.union_all(simple))
 
 
 def trace(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
@@ -126,8 +128,8 @@ def _fill_holes(faces: npt.NDArray[np.object_], min_hole_px0: float) -> npt.NDAr
     return filled
 
 
-def _multipolygon(shape: shapely.Geometry) -> geometry.MultiPolygon:
-    """Polygons of any geometry, valid."""
+def multipolygon(shape: shapely.Geometry) -> geometry.MultiPolygon:
+    """The polygons of any geometry as one valid multipolygon; points and lines are dropped."""
     if not shape.is_valid:
         shape = shapely.make_valid(shape, method="structure")
     parts = shapely.get_parts(shape)

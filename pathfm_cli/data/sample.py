@@ -39,7 +39,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.stride_px < 1:
-            raise errors.UsageError(f"The stride is {self.stride_px} px; it must be above 0.")
+            raise errors.UsageError(
+                f"The stride is {self.stride_px} px; it must be above 0.", "--stride 256"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -209,8 +209,8 @@ def test_scattered_tissue_ends_in_a_sentence_not_a_loop(make_tissue: MakeTissue)
         ({"mpp": (0.5,), "size_px": 0}, "size_px is 0"),
         ({"mpp": (0.5,), "min_tissue": 1.5}, "no share"),
         ({"mpp": (0.5,), "max_upsample": 0.5}, "below 1"),
-        ({"mpp": (0.5,), "strategy": "column"}, "needs a weights_column"),
-        ({"mpp": (0.5,), "weights_column": "w"}, "needs a weights_column"),
+        ({"mpp": (0.5,), "strategy": "column"}, "need each other"),
+        ({"mpp": (0.5,), "weights_column": "w"}, "need each other"),
         ({"mpp": (0.5,), "strategy": "best"}, "none of uniform, area, column"),
     ],
 )

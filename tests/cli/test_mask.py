@@ -1,0 +1,204 @@
+"""`pathfm mask` as a process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import pytest
+from PIL import Image
+
+from pathfm_cli import artifacts
+
+ROOT = Path(__file__).parents[2]
+DEMO_SLIDE = ROOT / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
+
+
+def pathfm(
+    *arguments: str | Path, cwd: Path, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pathfm_cli", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real slide, a broken one, their index, and a finished tissue artifact."""
+    folder = tmp_path_factory.mktemp("mask")
+    shutil.copy(DEMO_SLIDE, folder / "good.svs")
+    (folder / "broken.svs").write_bytes(b"II*\0 and no more")
+    assert pathfm("index", "good.svs", "broken.svs", "-o", "s.parquet", cwd=folder).returncode == 4
+    shown = pathfm(
+        *("mask", "s.parquet", "-o", "t.parquet", "--preview", "previews", "--geojson", "qupath"),
+        cwd=folder,
+    )
+    (folder / "stdout").write_text(shown.stdout)
+    (folder / "stderr").write_text(shown.stderr)
+    assert shown.returncode == 0, shown.stderr
+    return folder
+
+
+def test_it_prints_the_handle_and_writes_what_was_asked_for(made: Path) -> None:
+    record = json.loads((made / "stdout").read_text())
+    header = artifacts.read_header(made / "t.parquet", "tissue")
+    assert record == {
+        "schema": "pathfm.artifact/1",
+        "kind": "tissue",
+        "id": header.id,
+        "path": str(made / "t.parquet"),
+        "rows": 2,
+        "failed": 1,
+    }
+    assert (made / "stderr").read_text() == "pathfm: 1 of 2 slides carry errors from index\n"
+    frame = geopandas.read_parquet(made / "t.parquet")
+    assert frame["tissue_area_mm2"][1] == pytest.approx(0.62, abs=0.05)
+    assert os.listdir(made / "previews") == ["good.png"]
+    assert Image.open(made / "previews" / "good.png").size[1] == 1634
+    collection = json.loads((made / "qupath" / "good.geojson").read_text())
+    assert collection["features"][0]["properties"]["classification"]["name"] == "Tissue"
+
+
+def test_a_rerun_is_up_to_date_and_still_draws(made: Path, tmp_path: Path) -> None:
+    before = (made / "t.parquet").stat().st_mtime_ns
+    again = pathfm(
+        *("mask", "s.parquet", "-o", "t.parquet", "--geojson", tmp_path / "g", "-q"), cwd=made
+    )
+    assert again.returncode == 0 and again.stdout == f"{made / 't.parquet'}\n"
+    assert "pathfm: t.parquet is up to date" in again.stderr
+    assert (made / "t.parquet").stat().st_mtime_ns == before
+    assert (tmp_path / "g" / "good.geojson").exists()
+
+
+def test_it_reads_a_record_or_a_path_from_stdin(made: Path) -> None:
+    record = json.dumps(artifacts.read_header(made / "s.parquet").record(made / "s.parquet"))
+    for text in (record, "s.parquet\n"):
+        done = pathfm("mask", "-o", "piped.parquet", cwd=made, stdin=text)
+        assert done.returncode == 0, done.stderr
+    assert (made / "piped.parquet").read_bytes() == (made / "t.parquet").read_bytes()
+
+
+def test_a_dry_run_touches_nothing(made: Path, tmp_path: Path) -> None:
+    done = pathfm("mask", made / "s.parquet", "-o", "t.parquet", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and os.listdir(tmp_path) == []
+    assert json.loads(done.stdout) == {
+        "schema": "pathfm.plan/1",
+        "slides": 2,
+        "with_errors_from_index": 1,
+        "already_done": 0,
+        "writes": str(tmp_path / "t.parquet"),
+    }
+
+
+def test_a_slide_that_went_bad_since_index_is_a_row_and_exit_4(tmp_path: Path) -> None:
+    for name in ("one.svs", "two.svs"):
+        shutil.copy(DEMO_SLIDE, tmp_path / name)
+    assert pathfm("index", "one.svs", "two.svs", "-o", "s.parquet", cwd=tmp_path).returncode == 0
+    (tmp_path / "two.svs").write_bytes(b"gone")
+    done = pathfm("mask", "s.parquet", "-o", "t.parquet", "--preview", "p", cwd=tmp_path)
+    assert done.returncode == 4 and json.loads(done.stdout)["failed"] == 1
+    assert "pathfm: 1 of 2 slides failed:\n  two: " in done.stderr
+    assert os.listdir(tmp_path / "p") == ["one.png"]
+    strict = pathfm("mask", "s.parquet", "-o", "u.parquet", "--max-failed", "0", cwd=tmp_path)
+    assert strict.returncode == 1 and strict.stdout == ""
+    assert "more than --max-failed 0" in strict.stderr and "hint: " in strict.stderr
+    assert not (tmp_path / "u.parquet").exists()
+
+
+WRONG = {
+    "a method that does not exist": (
+        ["s.parquet", "-o", "x.parquet", "--method", "unet"],
+        2,
+        "There is no method unet to find tissue.",
+        "--method otsu",
+    ),
+    "a resolution that is no thumbnail": (
+        ["s.parquet", "-o", "x.parquet", "--mpp", "0.1"],
+        2,
+        "mpp 0.1 is no thumbnail: between 0.5 and 64 um/px.",
+        "--mpp 8",
+    ),
+    "a negative area": (
+        ["s.parquet", "-o", "x.parquet", "--min-hole", "-5"],
+        2,
+        "min_hole_um2 is -5.0, below 0.",
+        "0 keeps everything",
+    ),
+    "an output made with other settings": (
+        ["s.parquet", "-o", "t.parquet", "--mpp", "4"],
+        2,
+        "t.parquet was made with mpp=8.0 (now 4.0).",
+        "another -o, or --overwrite to replace it",
+    ),
+    "an output that is something else": (
+        ["s.parquet", "-o", "good.svs"],
+        2,
+        "good.svs exists and is no pathfm artifact.",
+        "another -o, or --overwrite to replace it",
+    ),
+    "an input that is no slides artifact": (
+        ["t.parquet", "-o", "x.parquet"],
+        3,
+        "t.parquet is of kind tissue; slides is needed here.",
+        "`pathfm index` writes slides",
+    ),
+    "an input that does not exist": (
+        ["nowhere.parquet", "-o", "x.parquet"],
+        3,
+        "nowhere.parquet does not exist.",
+        None,
+    ),
+    "a slide where an index is needed": (
+        ["good.svs", "-o", "x.parquet"],
+        3,
+        "good.svs is neither Parquet nor safetensors, or it is cut short.",
+        "pathfm show FILE tells what a file is",
+    ),
+    "nothing to read": (
+        ["-o", "x.parquet"],
+        2,
+        "mask needs slides: name it, or pipe it in.",
+        "pathfm index slides/ -o s.parquet | pathfm mask -o t.parquet",
+    ),
+    "an unknown option": (
+        ["s.parquet", "-o", "x.parquet", "--mag", "40"],
+        2,
+        "No such option: --mag",
+        "pathfm mask --help",
+    ),
+    "a preview that is a file": (
+        ["s.parquet", "-o", "x.parquet", "--preview", "good.svs"],
+        2,
+        "Invalid value for '--preview'",
+        "pathfm mask --help",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "sentence", "hint"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_sentence_and_a_hint(
+    made: Path, arguments: list[str], code: int, sentence: str, hint: str | None
+) -> None:
+    done = pathfm("mask", *arguments, cwd=made)
+    assert done.returncode == code and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"pathfm: {sentence}")
+    assert lines[1:] == ([f"hint: {hint}"] if hint else lines[1:])
+    assert len(lines) <= 2 and not (made / "x.parquet").exists()
+
+
+def test_an_empty_pipe_is_exit_3(made: Path) -> None:
+    done = pathfm("mask", "-o", "x.parquet", cwd=made, stdin="")
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "pathfm: stdin ended without a slides artifact.",
+        "hint: did the command on the left fail?",
+    ]
