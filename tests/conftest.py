@@ -1,8 +1,10 @@
 """Real slides of the shared data, and a synthetic pyramid whose pixels encode their position."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ramps
 import tifffile
@@ -28,10 +30,7 @@ def formats_folder() -> Path:
 
 @pytest.fixture
 def make_pyramid(tmp_path: Path) -> ramps.MakePyramid:
-    """Write a tiled TIFF whose red is 255 x / width and whose green is 255 y / height.
-
-    x and y are the level-0 coordinates of a pixel's centre, at every level.
-    """
+    """Write a tiled TIFF with a pattern of the level-0 coordinates of each pixel's centre."""
 
     def make(
         name: str = "ramp.tif",
@@ -39,13 +38,14 @@ def make_pyramid(tmp_path: Path) -> ramps.MakePyramid:
         size: tuple[int, int] = (1024, 768),
         factors: tuple[int, ...] = (1, 2, 4),
         mpp: float = 0.25,
+        pattern: Callable[[tuple[int, int], int], np.ndarray] = ramps.ramp,
         **options: Any,
     ) -> Path:
         path = tmp_path / name
         with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as file:
             for factor in factors:
                 file.write(
-                    ramps.ramp(size, factor),
+                    pattern(size, factor),
                     **{
                         "tile": (64, 64),
                         "photometric": "rgb",

@@ -8,13 +8,33 @@ import numpy as np
 MakePyramid = Callable[..., Path]
 
 
+def centres(size: tuple[int, int], factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Level-0 x and y of the pixel centres of a level."""
+    width, height = size[0] // factor, size[1] // factor
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return x * factor, y * factor
+
+
 def ramp(size: tuple[int, int], factor: int) -> np.ndarray:
-    """The pixels of one level, (height, width, 3) uint8."""
-    width, height = size
-    x = (np.arange(width // factor) + 0.5) * factor * 255 / width
-    y = (np.arange(height // factor) + 0.5) * factor * 255 / height
-    pixels = np.zeros((height // factor, width // factor, 3))
-    pixels[..., 0] = x
-    pixels[..., 1] = y[:, None]
-    pixels[..., 2] = 77
-    return np.rint(pixels).astype(np.uint8)
+    """Red is 255 x / width, green is 255 y / height: (height, width, 3) uint8."""
+    x, y = centres(size, factor)
+    planes = (x * 255 / size[0], y * 255 / size[1], np.full_like(x, 77))
+    return np.rint(np.stack(planes, -1)).astype(np.uint8)
+
+
+WAVE_PX0 = 64
+
+
+def wave(size: tuple[int, int], factor: int) -> np.ndarray:
+    """Red is a sine of x, green of y, with a period of 64 level-0 pixels."""
+    x, y = centres(size, factor)
+    planes = [127.5 + 120 * np.sin(2 * np.pi * at / WAVE_PX0) for at in (x, y)]
+    return np.rint(np.stack([*planes, np.full_like(x, 77)], -1)).astype(np.uint8)
+
+
+def shift_px0(values: np.ndarray, expected_px0: np.ndarray) -> float:
+    """How far a sampled wave lies to the left of where it should be, level-0 pixels."""
+    phase = 2 * np.pi * expected_px0 / WAVE_PX0
+    terms = np.stack([np.sin(phase), np.cos(phase), np.ones_like(phase)], -1)
+    sine, cosine, _ = np.linalg.lstsq(terms, values, rcond=None)[0]
+    return float(np.arctan2(cosine, sine) * WAVE_PX0 / (2 * np.pi))

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ def table_of(path: Path, *levels: tuple[list[int], list[int], bytes]):
 
 
 def following(counts: list[int], start: int) -> list[int]:
-    return [start + sum(counts[:number]) for number in range(len(counts))]
+    return [start, *itertools.accumulate(counts[:-1], initial=start)][1:]
 
 
 def test_literal_ranges(tmp_path: Path) -> None:
