@@ -67,6 +67,7 @@ KINDS = {
                 Column("tissue_fraction", "Float64", "1", "share of the patch inside tissue"),
             ),
         ),
+        Kind("segmenter", "mask-train", "a U-Net that finds tissue: safetensors", ()),
         Kind("checkpoint", "pretrain", "an encoder: safetensors, timm's parameter names", ()),
         Kind(
             "embeddings",

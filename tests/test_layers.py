@@ -15,9 +15,10 @@ ALLOWED = {
     "wsi": {"errors", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
+    "tissue": TOP | {"wsi", "data", "model", "tissue"},
     "pretrain": TOP | {"wsi", "data", "model", "pretrain"},
     "tasks": TOP | {"wsi", "data", "model", "tasks"},
-    "cli": TOP | {"wsi", "data", "model", "pretrain", "tasks", "cli"},
+    "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "cli"},
 }
 NO_TORCH = ["errors", "kinds", "config", "artifacts", "wsi", "data"]
 
