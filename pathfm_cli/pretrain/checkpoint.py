@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -17,26 +16,26 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import dino
+from pathfm_cli.pretrain import dino, folder
 
 SCHEMA = "pathfm.resume/1"
 _KEPT = 2
 _MODULES = ("student", "teacher", "centre")
 
 
-def save(folder: Path, step: int, method: dino.Dino, identity: str) -> Path:
+def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
     """Write the checkpoint after `step` steps, unless it is there, and drop all but the last two.
 
     Args:
-        folder: `checkpoints` of the run.
+        home: `checkpoints` of the run.
         step: steps taken.
         method: what is trained.
         identity: id of the run; only the same run may go on from here.
     """
-    final = folder / f"step-{step:06d}"
+    final = home / f"step-{step:06d}"
     if final.exists():
         return final
-    temporary = folder / f".step-{step:06d}.tmp-{os.getpid()}"
+    temporary = home / f".step-{step:06d}.tmp-{os.getpid()}"
     temporary.mkdir(parents=True)
     for name in _MODULES:
         tensors = getattr(method, name).state_dict()
@@ -47,33 +46,24 @@ def save(folder: Path, step: int, method: dino.Dino, identity: str) -> Path:
     for file in temporary.iterdir():
         _fsync(file)
     os.replace(temporary, final)
-    _fsync(folder)
-    for old in _complete(folder)[:-_KEPT]:
-        shutil.rmtree(old)
+    _fsync(home)
+    for old in folder.checkpoints(home)[:-_KEPT]:
+        going = home / f".{old.name}.tmp-{os.getpid()}"
+        os.replace(old, going)
+        shutil.rmtree(going)
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
-
-
-def steps(path: Path) -> int:
-    """Steps taken at a checkpoint, from its name."""
-    return int(path.name.partition("-")[2])
-
-
-def restore(folder: Path, method: dino.Dino, identity: str) -> int:
+def restore(home: Path, method: dino.Dino, identity: str) -> int:
     """Load the newest checkpoint into `method`; return the steps taken, 0 if there is none.
 
     Raises:
         errors.InputError: it belongs to another run, or is damaged.
     """
-    _sweep(folder)
-    source = newest(folder)
-    if source is None:
+    _sweep(home)
+    if not (found := folder.checkpoints(home)):
         return 0
+    source = found[-1]
     try:
         state = json.loads((source / "state.json").read_text())
         if state["id"] != identity:
@@ -110,14 +100,9 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _complete(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=steps)
-
-
-def _sweep(folder: Path) -> None:
+def _sweep(home: Path) -> None:
     """Remove what a killed process left; nobody else writes here, see `folder.lock`."""
-    for stale in folder.glob(".step-*.tmp-*"):
+    for stale in home.glob(".step-*.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ _PATIENCE_S = 30.0
 def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str, Any] | None:
     """Return the record if `run` is finished, None if it is to be started or continued.
 
+    Another run without any checkpoint, such as one that failed at its start, is nothing to keep.
     Touches nothing.
 
     Raises:
@@ -54,11 +56,10 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
         return None
     if (run / RESULT).exists():
         return artifacts.finished(run, header)
-    try:
-        old = _read_identity(run)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise errors.OutputClash(f"{run} exists and is no run of pathfm.", hint) from error
-    if old.id != header.id:
+    old = _identity(run)
+    if old is None:
+        raise errors.OutputClash(f"{run} exists and is no run of pathfm.", hint)
+    if old.id != header.id and (run / CHECKPOINTS).exists():
         difference = artifacts.differences(old, header)
         raise errors.OutputClash(f"{run} was begun with {difference}.", hint)
     return None
@@ -66,10 +67,8 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
 
 def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """As `inspect`, before the inputs are known: raise if `run` is surely something else."""
-    parents: tuple[str, ...] = ()
-    with contextlib.suppress(errors.InputError, OSError, ValueError, KeyError, TypeError):
-        old = artifacts.read_header(run) if (run / RESULT).exists() else _read_identity(run)
-        parents = old.parents
+    old = artifacts.read_header(run) if (run / RESULT).exists() else _identity(run)
+    parents = old.parents if old else ()
     header = artifacts.Header(kind="checkpoint", parents=parents, settings=settings)
     inspect(run, header, overwrite=overwrite)
 
@@ -77,10 +76,15 @@ def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
 def prepare(
     run: Path, header: artifacts.Header, settings: recipe.Recipe, *, overwrite: bool
 ) -> None:
-    """Write the identity and the resolved recipe; with `overwrite` an earlier run goes first."""
-    if overwrite:
-        for name in _OWN:
-            _remove(run / name)
+    """Write the identity and the resolved recipe; what another run left goes first.
+
+    Call it only with `lock`, after `inspect`.
+    """
+    old = _identity(run)
+    if not overwrite and old is not None and old.id == header.id:
+        return
+    for name in _OWN:
+        _remove(run / name)
     with artifacts.atomic(run / CONFIG) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")
     with artifacts.atomic(run / IDENTITY) as temporary:
@@ -89,7 +93,7 @@ def prepare(
 
 @contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder.
+    """Keep other processes from training in the same folder, which is made if it is not there.
 
     The lock vanishes with its process. A killed launcher's workers may live for one more step, so
     it is waited for.
@@ -97,6 +101,7 @@ def lock(run: Path) -> Iterator[None]:
     Raises:
         errors.OutputClash: another process trains here.
     """
+    run.mkdir(parents=True, exist_ok=True)
     with (run / _LOCK).open("w") as file:
         deadline = time.monotonic() + _PATIENCE_S
         while not _try_lock(file):
@@ -106,6 +111,17 @@ def lock(run: Path) -> Iterator[None]:
                 )
             time.sleep(0.2)
         yield
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `checkpoints/`, fewest steps first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=steps)
+
+
+def steps(checkpoint: Path) -> int:
+    """Steps taken at a checkpoint, from its name."""
+    return int(checkpoint.name.partition("-")[2])
 
 
 def _try_lock(file: Any) -> bool:
@@ -120,13 +136,17 @@ def _is_empty(run: Path) -> bool:
     return all(path.name == _LOCK for path in run.iterdir())
 
 
-def _read_identity(run: Path) -> artifacts.Header:
-    document = json.loads((run / IDENTITY).read_text(encoding="utf-8"))
-    return artifacts.Header(
-        kind=document["kind"],
-        parents=tuple(document["parents"]),
-        settings=dict(document["settings"]),
-    )
+def _identity(run: Path) -> artifacts.Header | None:
+    """What the folder says is being trained in it; None if it says nothing that can be read."""
+    try:
+        document = json.loads((run / IDENTITY).read_text(encoding="utf-8"))
+        return artifacts.Header(
+            kind=document["kind"],
+            parents=tuple(document["parents"]),
+            settings=dict(document["settings"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remove(path: Path) -> None:

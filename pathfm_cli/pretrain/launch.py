@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import errors
+from pathfm_cli.pretrain import stop
 
 WORKER = "pathfm_cli.pretrain.worker"
 ERROR_FILE = "PATHFM_ERROR_FILE"
 """Environment variable: where a training process leaves a known error for the launcher."""
-_SHUTDOWN_S = 300
 _REPORT_EVERY_S = 0.5
 
 
@@ -70,7 +70,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
     from torch.distributed.elastic.multiprocessing import errors as elastic_errors
     from torch.distributed.launcher import api
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence("torch.distributed.elastic")
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
         with _environment(count, file):
@@ -84,6 +84,13 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
     report()
 
 
+def _silence(package: str) -> None:
+    """Mute loggers that each have a level of their own; what they say is raised as an error too."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(package):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _config(count: int) -> Any:
     from torch.distributed.launcher import api
 
@@ -93,7 +100,7 @@ def _config(count: int) -> Any:
     if "signals_to_handle" in known:
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     if "shutdown_timeout" in known:
-        options["shutdown_timeout"] = _SHUTDOWN_S
+        options["shutdown_timeout"] = stop.SHUTDOWN_S
     return api.LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -124,6 +131,7 @@ def _environment(count: int, error_file: Path) -> Iterator[None]:
     # Threads that spin while they wait make a run several times slower when others use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[ERROR_FILE] = str(error_file)
+    os.environ[stop.LAUNCHER] = str(os.getpid())
     try:
         yield
     finally:

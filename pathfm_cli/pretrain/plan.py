@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import artifacts
-from pathfm_cli.pretrain import checkpoint, folder, recipe, run
+from pathfm_cli.pretrain import folder, recipe, run
 
 
 def plan(
@@ -22,13 +22,13 @@ def plan(
     target = Path(out)
     parent = artifacts.read_header(source, *run.INPUTS)
     finished = folder.inspect(target, run.identity(source, settings), overwrite=overwrite)
-    newest = None if overwrite else checkpoint.newest(target / folder.CHECKPOINTS)
-    start = checkpoint.steps(newest) if newest else 0
+    kept = [] if overwrite else folder.checkpoints(target / folder.CHECKPOINTS)
+    start = folder.steps(kept[-1]) if kept else 0
     steps = settings.train.steps
     return {
         "recipe": settings.name,
         "input": f"{os.fspath(source)} ({parent.kind}, {parent.rows} rows)",
-        "encoder": f"{settings.model.arch}, {size.parameters / 1e6:.1f} M parameters",
+        "encoder": f"{settings.model.arch}, {size.parameters:,} parameters",
         "steps": "none: up to date" if finished else f"{start} to {steps}",
         "patches": 0 if finished else (steps - start) * settings.train.batch_size,
         "peak_lr": settings.peak_lr,

@@ -101,7 +101,8 @@ def pretrain(
     else:
         processes = launch.processes(machine.processes, machine.device)
         check_batch(settings, processes)
-        folder.prepare(run, header, settings, overwrite=overwrite)
+        with folder.lock(run):
+            folder.prepare(run, header, settings, overwrite=overwrite)
         arguments = worker_arguments(source, run, machine)
         launch.launch(processes, arguments, _reporter(run, settings, progress))
     record = artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
@@ -121,17 +122,16 @@ def rank(
     from pathfm_cli.pretrain import book, place, probe, train
 
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(stop.wished())
         here = stack.enter_context(place.join(machine.device))
         check_batch(settings, here.world_size)
         job = book.Job(Path(source), run, header, settings, _readers(machine, here.device.type))
         if here.leads:
-            run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder.lock(run))
-            if overwrite or not (run / folder.IDENTITY).exists():
-                folder.prepare(run, header, settings, overwrite=overwrite)
+            folder.prepare(run, header, settings, overwrite=overwrite)
             probe.record(job.source, run / folder.PATCHES, settings)
         here.wait()
+        # Until here there is nothing to save: a signal ends the process at once.
+        stopping = stack.enter_context(stop.wished())
         train.train(job, here, stopping)
         here.wait()
 

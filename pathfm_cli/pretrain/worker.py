@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import folder, launch, recipe, run
+from pathfm_cli.pretrain import folder, launch, recipe, run, stop
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the rank that torchrun's environment names; return the exit code."""
     options = _parse(arguments)
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(
-        level=logging.WARNING if options.quiet else level,
-        stream=sys.stderr,
-        format="pathfm: %(message)s",
-    )
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    stop.with_launcher()
+    logging.basicConfig(stream=sys.stderr, format="pathfm: %(message)s")
+    if os.environ.get("RANK", "0") == "0" and not options.quiet:
+        logging.getLogger("pathfm").setLevel(logging.INFO)
     machine = run.Machine(device=options.device, workers=options.workers)
     try:
         settings = recipe.load(options.recipe, options.set)

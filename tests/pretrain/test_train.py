@@ -13,7 +13,6 @@ from pathfm_cli import artifacts, errors
 from pathfm_cli.pretrain import (
     augment,
     book,
-    checkpoint,
     folder,
     networks,
     place,
@@ -140,8 +139,8 @@ def test_prototypes_have_moments_only_once_they_move(tissue, settings, reference
     def moments(path):
         return set(safetensors_torch.load_file(path / "optimiser.safetensors"))
 
-    early = moments(checkpoint.newest(job.run / folder.CHECKPOINTS))
-    late = moments(checkpoint.newest(reference / folder.CHECKPOINTS))
+    early = moments(folder.checkpoints(job.run / folder.CHECKPOINTS)[-1])
+    late = moments(folder.checkpoints(reference / folder.CHECKPOINTS)[-1])
     assert "exp_avg.head.last_layer.weight_v" in late - early
     assert "exp_avg.backbone.cls_token" in early
 
