@@ -51,10 +51,10 @@ class Indexed:
 def index(
     arguments: Sequence[str],
     out: Path,
-    *,
     table: Path | None = None,
     mpp_overrides: Sequence[str] = (),
     root: Path | None = None,
+    *,
     overwrite: bool = False,
     workers: int = 0,
     max_failed: int | None = None,

@@ -111,9 +111,13 @@ def _unmatched(path: Path, names: Sequence[str], slides: Sequence[str]) -> tuple
     unused = sorted(set(names) - set(slides))
     sentences = []
     if without:
-        sentences.append(f"{len(without)} slides have no row in {path}: {_some(without)}")
+        sentences.append(
+            f"{len(without)} of {len(slides)} slides have no row in {path}: {_some(without)}"
+        )
     if unused:
-        sentences.append(f"{len(unused)} rows of {path} match no slide: {_some(unused)}")
+        sentences.append(
+            f"{len(unused)} of {len(names)} rows of {path} match no slide: {_some(unused)}"
+        )
     return tuple(sentences)
 
 

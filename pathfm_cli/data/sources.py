@@ -65,7 +65,7 @@ def expand(arguments: Sequence[str]) -> list[Source]:
         if other is not source:
             raise errors.UsageError(
                 f"Two slides have the id {source.slide}: {other.path} and {source.path}.",
-                "rename one, or index them into two files",
+                "a table with a column `slide` beside `path` gives them names: pathfm index list.csv",
             )
     return [slides[name] for name in sorted(slides)]
 

@@ -58,8 +58,8 @@ class Source:
         """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise errors.SlideError(
-                f"{self.uri}: it ends at byte {self.size}, but its headers point to bytes "
-                f"{offset} to {offset + length}"
+                f"{self.uri}: cut short or damaged: it ends at byte {self.size}, but bytes "
+                f"{offset} to {offset + length} are needed"
             )
         try:
             data = os.pread(self._descriptor, length, offset)
