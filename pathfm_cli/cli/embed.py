@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,37 +54,40 @@ def embed(
     r"""Embed patches of slides, a grid over tissue, or image files with any encoder.
 
     \b
-    pathfm sample t.parquet --grid --mpp 1 | pathfm embed --model run/ -o e.parquet
+    pathfm sample t.parquet --n 1000 -o p.parquet | pathfm embed --model run/ -o e.parquet
     pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
     """
-    from pathfm_cli.model import weights
-    from pathfm_cli.tasks import embed as library
-    from pathfm_cli.tasks import source
+    from pathfm_cli.tasks import request, source
 
-    library.check(out, overwrite=overwrite)
-    normal = encoder.channels("--mean", mean), encoder.channels("--std", std)
+    request.check(out, overwrite=overwrite)
+    request.refuse_images(inputs or [])
     columns = source.Columns(label=label, split=split, group=group, slide=slide)
-    grid = library.grid(mpp, size, stride, min_tissue)
-    data = library.open_images(images, columns, grid) if images else None
+    grid = request.grid(mpp, size, stride, min_tissue)
+    data = request.open_images(images, columns, grid) if images else None
     slots = {} if data else {"images": pipe.Slot(("patches", "tissue"))}
+
+    how: dict[str, Any] = {
+        "arch": arch,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "image_size_px": image_size,
+        "mean": encoder.channels("--mean", mean),
+        "std": encoder.channels("--std", std),
+    }
+    # A wrong model must not come to light only when the command on the left has finished.
+    waits = ("-" in (inputs or []) or not (inputs or images)) and pipe.has_stdin()
+    network = encoder.load(model, **how) if model and waits and not dry_run else None
     bound, spec = encoder.bind("embed", inputs or [], slots, model)
-    data = data or library.open_places(bound["images"], columns, grid)
+    data = data or request.open_places(bound["images"], columns, grid)
     for sentence in data.notes:
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(library.plan(data, spec, out))
-    network = weights.load(
-        spec,
-        arch=arch,
-        seed=seed,
-        device=device,
-        precision=precision,
-        image_size_px=image_size,
-        mean=normal[0],
-        std=normal[1],
-    )
-    encoder.describe(network)
+        return sink.plan(request.plan(data, spec, out))
+    network = network or encoder.load(spec, **how)
+    from pathfm_cli.tasks import embed as library
+
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
     with progress.track("embed", quiet=quiet) as report:
         done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)

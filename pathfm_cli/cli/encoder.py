@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pathfm_cli import errors
 from pathfm_cli.cli import output, pipe
@@ -76,8 +76,17 @@ def channels(flag: str, text: str | None) -> tuple[float, float, float] | None:
     return values[0], values[1], values[2]
 
 
-def describe(encoder: weights.Encoder) -> None:
-    """Say on stderr what runs, on what, with which input, and what a checkpoint held beside it."""
+def load(spec: str, **how: Any) -> weights.Encoder:
+    """Load the encoder by `weights.load(spec, **how)` and say on stderr what it is.
+
+    That is: on what it runs, with which input, and what a checkpoint held beside it.
+
+    Raises:
+        errors.PathfmError: as `weights.load`.
+    """
+    from pathfm_cli.model import weights
+
+    encoder = weights.load(spec, **how)
     mean, std = (",".join(f"{v:.3g}" for v in values) for values in (encoder.mean, encoder.std))
     output.note(
         f"pathfm: {encoder.name} on {encoder.device} in {encoder.precision},"
@@ -90,3 +99,4 @@ def describe(encoder: weights.Encoder) -> None:
             groups[first] = groups.get(first, 0) + 1
         listed = ", ".join(f"{k} ({n})" if n > 1 else k for k, n in groups.items())
         output.note(f"pathfm: the checkpoint also holds, unused: {listed}")
+    return encoder
