@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pathfm_cli import errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
 def odcorr(
-    embeddings: Annotated[
-        str | None, typer.Argument(help="Embeddings (Parquet, .npy, .safetensors).")
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="EMBEDDINGS|RUN", help="Parquet, .npy, .safetensors, or a run folder."
+        ),
+    ] = None,
+    patches: Annotated[
+        Path | None, typer.Option(help="Patches for a run, instead of those it recorded.")
     ] = None,
     maximum: Annotated[
         float | None, typer.Option("--max", help="Fail (exit 5) when ODCorr is above this.")
@@ -22,31 +31,51 @@ def odcorr(
     split: Annotated[
         str | None, typer.Option("--split", help="Only this split; the paper uses test.")
     ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
     out: options.OptionalOut = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    r"""Measure ODCorr and RankMe of embeddings; fail a script when they collapsed.
+    r"""Measure ODCorr and RankMe of embeddings or of a run; fail a script when they collapsed.
 
     \b
     pathfm odcorr e.parquet --split test
-    pathfm odcorr e.parquet --json --max 0.5 | jq .metrics.odcorr
+    pathfm odcorr run/ --json --max 0.5 | jq .metrics.odcorr
     """
     from pathfm_cli.tasks import features, scores
     from pathfm_cli.tasks import odcorr as task
 
     task.check_limits(minimum, maximum)
-    scores.check_free(out, overwrite=overwrite)
-    given = [embeddings] if embeddings else []
-    slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
-    source = features.open_features(pipe.bind("odcorr", given, slots)["embeddings"])
+    scores.check_free(out, task.settings(split), overwrite=overwrite)
+    slots = {"input": pipe.Slot(("embeddings", "checkpoint"), foreign=True)}
+    path = pipe.bind("odcorr", [source] if source else [], slots)["input"]
+    run = features.is_run(path)
+    if patches and not run:
+        raise errors.UsageError(f"--patches goes with a run; {path} is none.", "leave it out")
     sink = output.Sink(as_json, quiet)
-    if dry_run:
-        return sink.plan(task.plan(source, out, split))
-    with progress.track("odcorr", quiet=quiet) as report:
-        result = task.odcorr(source, out, split=split, overwrite=overwrite, progress=report)
+    with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
+        if run:
+            from pathfm_cli.tasks import runs
+
+            if dry_run:
+                return sink.plan(runs.plan(path, patches, out))
+            with progress.track("embed", quiet=quiet) as report:
+                path = runs.embed_run(
+                    path,
+                    patches,
+                    Path(scratch),
+                    device=device,
+                    precision=precision,
+                    progress=report,
+                )
+        opened = features.open_features(path)
+        if dry_run:
+            return sink.plan(task.plan(opened, out, split))
+        with progress.track("odcorr", quiet=quiet) as report:
+            result = task.odcorr(opened, out, split=split, overwrite=overwrite, progress=report)
     for note in result.notes:
         output.note(f"pathfm odcorr: {note}")
     code = sink.emit(result.record, result.lines)

@@ -38,7 +38,7 @@ def probe(
 
     config = task.Config(protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test)
     where = devices.pick(device)
-    scores.check_free(out, overwrite=overwrite)
+    scores.check_free(out, task.settings(config), overwrite=overwrite)
     given = [embeddings] if embeddings else []
     slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
     source = features.open_features(pipe.bind("probe", given, slots)["embeddings"])

@@ -134,6 +134,14 @@ def aliases(split: str) -> tuple[str, ...]:
     return ("val", "valid", "validation") if split == "val" else (split,)
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a run folder or the weights it exported, which hold no embeddings yet."""
+    try:
+        return artifacts.read_header(path).kind == "checkpoint"
+    except errors.InputError:
+        return False
+
+
 def open_features(path: str | Path) -> Features:
     """Open a file of embeddings; reads what is beside the vectors, not the vectors.
 

@@ -108,18 +108,22 @@ def odcorr(
         errors.OutputClash: `out` holds something else.
     """
     rows = source.rows(split)
-    settings = {"task": "odcorr", "split": split or ""}
-    header = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings)
+    header = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings(split))
     if out and (old := artifacts.finished(scores.place(out).table, header, overwrite=overwrite)):
         return scores.Result(old, ("up to date",), _lines(old["metrics"]))
     start = time.perf_counter()
     found = measure(source.chunks(rows), len(rows), source.width, progress)
     numbers = dataclasses.asdict(found) | {"excluded_rows": source.failed}
-    table: list[scores.Row] = [(name, split or "", None, value) for name, value in numbers.items()]
+    table = scores.table((name, split or "", None, value) for name, value in numbers.items())
     timed = numbers | {"seconds": time.perf_counter() - start}
     header = dataclasses.replace(header, metrics=timed)
     record = scores.write(out, table, header, {}) if out else scores.unsaved(header)
     return scores.Result(record, _notes(source, found), _lines(numbers))
+
+
+def settings(split: str | None) -> dict[str, Any]:
+    """What the `scores` artifact records of how it was made."""
+    return {"task": "odcorr", "split": split or ""}
 
 
 def plan(source: features.Features, out: Path | None, split: str | None) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def plan(source: features.Features, out: Path | None, split: str | None) -> dict
         "excluded_rows": source.failed,
         "width": source.width,
         "gram_side": min(rows, source.width),
-        "writes": [str(path) for path in scores.files(out, heads=False)],
+        "writes": [str(path) for path in scores.written(out, heads=False)],
     }
 
 

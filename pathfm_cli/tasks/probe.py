@@ -53,14 +53,10 @@ class Config:
         return {role: getattr(self, role) for role in labelled.ROLES}
 
 
-def header(source: features.Features, config: Config) -> artifacts.Header:
-    """What the `scores` artifact says of itself before it is made."""
-    settings = {
-        "task": "probe",
-        **dataclasses.asdict(config),
-        "protocol": dataclasses.asdict(protocols.find(config.protocol)),
-    }
-    return artifacts.Header(kind="scores", parents=(source.parent,), settings=settings)
+def settings(config: Config) -> dict[str, Any]:
+    """What the `scores` artifact records of how it was made."""
+    protocol = dataclasses.asdict(protocols.find(config.protocol))
+    return {"task": "probe", **dataclasses.asdict(config), "protocol": protocol}
 
 
 def probe(
@@ -86,7 +82,7 @@ def probe(
         errors.InputError, errors.UsageError: as `labelled.prepare`, or an embedding holds NaN.
         errors.OutputClash: `out` holds something else.
     """
-    made = header(source, config)
+    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings(config))
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
         return scores.Result(old, ("up to date",))
     start = time.perf_counter()
@@ -103,7 +99,7 @@ def probe(
     lines = _lines(rows, data, config)
     if out is None:
         return scores.Result(scores.unsaved(made), data.notes, lines)
-    record = scores.write(out, rows, made, _details(data, tables), _head_tensors(fit))
+    record = scores.write(out, scores.table(rows), made, _details(data, tables), _head_tensors(fit))
     return scores.Result(record, data.notes, lines)
 
 
@@ -123,7 +119,7 @@ def plan(source: features.Features, out: Path | None, config: Config) -> dict[st
         "runs": config.runs,
         **dataclasses.asdict(schedule),
         "notes": list(data.notes),
-        "writes": [str(path) for path in scores.files(out)],
+        "writes": [str(path) for path in scores.written(out)],
     }
 
 

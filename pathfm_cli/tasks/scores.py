@@ -49,7 +49,12 @@ def place(out: str | Path) -> Place:
     return Place(out / "scores.parquet", out / "scores.json", out / "heads.safetensors")
 
 
-def files(out: str | Path | None, *, heads: bool = True) -> list[Path]:
+def table(rows: Iterable[Row]) -> pl.DataFrame:
+    """The long table."""
+    return pl.DataFrame(list(rows), SCHEMA, orient="row")
+
+
+def written(out: str | Path | None, *, heads: bool = True) -> list[Path]:
     """What `write` leaves behind."""
     found = place(out) if out else None
     if found is None:
@@ -57,11 +62,18 @@ def files(out: str | Path | None, *, heads: bool = True) -> list[Path]:
     return [found.table, found.document, *([found.heads] if heads else [])]
 
 
-def check_free(out: str | Path | None, *, overwrite: bool) -> None:
-    """Refuse an output that no result of ours may replace, before any input is read.
+def check_free(
+    out: str | Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
+    """Refuse an output that holds something else, before any input is read.
+
+    Args:
+        out: see `place`.
+        settings: what the new artifact's header will say.
+        overwrite: as for `artifacts.finished`.
 
     Raises:
-        errors.OutputClash: something else than scores lies there.
+        errors.OutputClash: `out` cannot be written, or holds no scores or those of other settings.
     """
     if out is None:
         return
@@ -69,23 +81,18 @@ def check_free(out: str | Path | None, *, overwrite: bool) -> None:
     folder = files.table.parent
     if files.table.is_dir() or (folder.exists() and not folder.is_dir()):
         raise errors.OutputClash(f"{out} cannot hold scores.", "-o FOLDER or -o NAME.parquet")
-    if overwrite:
-        return
-    hint = "another -o, or --overwrite to replace it"
-    if files.table.exists():
-        try:
-            artifacts.read_header(files.table, "scores")
-        except errors.InputError as error:
-            raise errors.OutputClash(
-                f"{files.table} exists and holds no pathfm scores.", hint
-            ) from error
-    elif files.document.exists() and not _is_ours(files.document):
-        raise errors.OutputClash(f"{files.document} exists and holds no pathfm scores.", hint)
+    artifacts.refuse(files.table, "scores", settings, overwrite=overwrite)
+    strange = files.document.exists() and not _is_ours(files.document)
+    if strange and not overwrite:
+        raise errors.OutputClash(
+            f"{files.document} exists and holds no pathfm scores.",
+            "another -o, or --overwrite to replace it",
+        )
 
 
 def write(
     out: str | Path,
-    rows: Iterable[Row],
+    frame: pl.DataFrame,
     header: artifacts.Header,
     details: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
@@ -94,24 +101,23 @@ def write(
 
     Args:
         out: see `place`.
-        rows: the long table.
+        frame: the long table, see `table`.
         header: of kind scores.
         details: more for the JSON document.
         tensors: what was trained, kept as safetensors.
     """
     files = place(out)
-    rows = list(rows)
-    scores = [dict(zip(SCHEMA, row, strict=True)) for row in rows]
-    header = dataclasses.replace(header, rows=len(rows), files={"document": files.document.name})
+    named = {**header.files, "document": files.document.name}
+    header = dataclasses.replace(header, rows=frame.height, files=named)
     if tensors:
-        header = dataclasses.replace(header, files={**header.files, "heads": files.heads.name})
+        header = dataclasses.replace(header, files={**named, "heads": files.heads.name})
         with artifacts.atomic(files.heads) as temporary:
             # save_file would leave a file that only its owner can read.
             temporary.write_bytes(safetensors_numpy.save(dict(tensors), {"scores": header.id}))
     with artifacts.atomic(files.document) as temporary:
-        document = {**json.loads(header.dumps()), **details, "scores": scores}
+        document = {**json.loads(header.dumps()), **details, "scores": frame.to_dicts()}
         temporary.write_text(json.dumps(document, indent=2) + "\n")
-    return artifacts.write_table(files.table, pl.DataFrame(rows, SCHEMA, orient="row"), header)
+    return artifacts.write_table(files.table, frame, header)
 
 
 def unsaved(header: artifacts.Header) -> dict[str, Any]:

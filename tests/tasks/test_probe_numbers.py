@@ -89,13 +89,6 @@ def test_without_val_the_warning_is_there(tmp_path):
     assert "val_balanced_accuracy" not in result.record["metrics"]
 
 
-def test_a_foreign_file_has_the_id_of_its_content(tmp_path):
-    a = probe.header(embeddings(tmp_path, name="a.parquet"), probe.Config())
-    b = probe.header(embeddings(tmp_path, name="b.parquet"), probe.Config())
-    c = probe.header(embeddings(tmp_path, val=False, name="c.parquet"), probe.Config())
-    assert a.id == b.id != c.id
-
-
 def test_plan_says_what_follows(tmp_path):
     plan = probe.plan(embeddings(tmp_path), tmp_path / "out", probe.Config())
     assert plan["rows"] == {"train": 200, "val": 100, "test": 100}

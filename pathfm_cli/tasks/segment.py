@@ -1,0 +1,273 @@
+"""Semantic segmentation with a frozen encoder and a light decoder (paper IV-D2).
+
+Random crops train the decoder, overlapping windows cover the test images. Every score comes from
+one integer confusion table over all test pixels, and its name says which Dice it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from safetensors import torch as safetensors_torch
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.model import weights
+from pathfm_cli.tasks import decoder as decoders
+from pathfm_cli.tasks import dice, masks, metrics, scores, tokens
+
+Report = Callable[[int, int], None]
+FILES = {
+    "decoder": "decoder.safetensors",
+    "predictions": "predictions",
+    "overlays": "overlays",
+}
+NAMES = ("scores.parquet", "scores.json", *FILES.values())
+"""What a result folder holds; a folder with anything else is never replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What a segmentation is asked to do."""
+
+    decoder: str = "linear"
+    """Name in `decoders.DECODERS`."""
+    instances: bool = False
+    """Label maps hold object numbers; every object is foreground."""
+    crops: int = 512
+    """Random crops the decoder is trained on; their tokens stay in memory."""
+    size_px: int = 224
+    """Side of crops and windows (paper IV-D2)."""
+    stride_px: int = 194
+    """Distance of test windows (paper IV-D2)."""
+    seed: int = 0
+    """Chooses and orders the crops."""
+    training: decoders.Training = decoders.Training()
+    """How the decoder is trained."""
+
+    def __post_init__(self) -> None:
+        decoders.find(self.decoder)
+        if self.crops < 1:
+            raise errors.UsageError(f"--crops {self.crops} trains nothing.", "--crops 512")
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a result of ours, before any input is read.
+
+    Raises:
+        errors.OutputClash: it does, or `out` is a file.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise errors.OutputClash(f"{out} is a file.", "-o FOLDER")
+    names = sorted(path.name for path in out.iterdir())
+    strange = [name for name in names if name not in NAMES]
+    if strange or (names and "scores.parquet" not in names and not overwrite):
+        raise errors.OutputClash(f"{out} holds {(strange or names)[0]} already.", "-o NEW_FOLDER")
+    if names and not overwrite:
+        artifacts.read_header(out / "scores.parquet", "scores")
+
+
+def settings(encoder: weights.Encoder, config: Config) -> dict[str, Any]:
+    """What the `scores` artifact records of how it was made."""
+    return {"task": "segment", **dataclasses.asdict(config), "encoder": encoder.settings()}
+
+
+def split(items: Sequence[masks.Item]) -> dict[str, list[masks.Item]]:
+    """Images by split.
+
+    Raises:
+        errors.InputError: none in train or none in test.
+    """
+    found: dict[str, list[masks.Item]] = {}
+    for item in items:
+        found.setdefault(item.split, []).append(item)
+    if not {"train", "test"} <= found.keys():
+        raise errors.InputError(
+            f"Images of train and test are needed; the splits are {', '.join(sorted(found))}.",
+            "name them in the column split",
+        )
+    return found
+
+
+def plan(items: Sequence[masks.Item], spec: str, out: Path, config: Config) -> dict[str, Any]:
+    """What `segment` would do; loads no encoder and reads no pixels.
+
+    Raises:
+        errors.InputError: as `split`.
+    """
+    return {
+        "images": {name: len(chosen) for name, chosen in split(items).items()},
+        "model": spec,
+        **{k: v for k, v in dataclasses.asdict(config).items() if k != "training"},
+        **dataclasses.asdict(config.training),
+        "writes": [str(out / name) for name in NAMES],
+    }
+
+
+def segment(
+    items: Sequence[masks.Item],
+    encoder: weights.Encoder,
+    out: Path,
+    config: Config,
+    *,
+    overwrite: bool = False,
+    progress: Report = lambda done, total: None,
+) -> tuple[scores.Result, list[tuple[str, str]]]:
+    """Train a decoder on the split train, score the split test, and write the result folder.
+
+    The folder appears whole: label maps, pictures, the decoder, scores as Parquet and JSON.
+
+    Args:
+        items: rows of `masks.read_table`.
+        encoder: a vision transformer whose input side is `config.size_px`; it stays as it is.
+        out: the folder to write.
+        config: what to do.
+        overwrite: replace a result made with other inputs or settings.
+        progress: called with (steps done, steps); a crop, a step and a test image are one each.
+
+    Returns:
+        The result, and (id, reason) of images that could not be used.
+
+    Raises:
+        errors.InputError: no image of train or of test can be used, or there is no foreground.
+        errors.UsageError: labels are no classes, or the encoder has no patch tokens.
+        errors.OutputClash: `out` holds something else.
+    """
+    parents = (f"images:{masks.digest(items)}", f"encoder:{encoder.id}")
+    header = artifacts.Header(kind="scores", parents=parents, settings=settings(encoder, config))
+    table = out / "scores.parquet"
+    if old := artifacts.finished(table, header, overwrite=overwrite):
+        return scores.Result(old, ("up to date",), dice.lines(old["metrics"])), _failures(table)
+    start = time.perf_counter()
+    splits = split(items)
+    classes = _classes(splits, config.instances)
+    steps = config.training.steps(config.crops)
+    total = config.crops + steps + len(splits["test"])
+    rows: list[dice.Row] = []
+    crops = tokens.cache(
+        _usable(splits["train"], config, rows), config.crops, encoder, lambda n: progress(n, total)
+    )
+    module = decoders.fit(
+        *crops,
+        len(classes),
+        config.decoder,
+        config.training,
+        config.seed,
+        lambda n, _: progress(config.crops + n, total),
+    )
+    n_train = len(splits["train"]) - len(rows)
+    with _staged(out, header.id) as stage:
+        tables = _test(
+            splits["test"],
+            encoder,
+            module,
+            config,
+            len(classes),
+            stage,
+            rows,
+            lambda n: progress(config.crops + steps + n, total),
+        )
+        rows += dice.rows(tables, classes)
+        numbers = dice.numbers(rows) | {"n_train": n_train, "n_test": len(tables)}
+        numbers |= {"classes": len(classes), "seconds": time.perf_counter() - start}
+        with artifacts.atomic(stage / FILES["decoder"]) as temporary:
+            temporary.write_bytes(safetensors_torch.save(module.cpu().state_dict()))
+        header = dataclasses.replace(header, metrics=numbers, files=FILES)
+        scores.write(stage, dice.table(rows), header, {"classes": classes})
+    record = artifacts.read_header(table).record(table)
+    return scores.Result(record, (), dice.lines(numbers)), _failures(table)
+
+
+def _classes(splits: Mapping[str, Sequence[masks.Item]], instances: bool) -> list[str]:
+    """Names of the classes: the numbers up to the largest in a label map of train."""
+    if instances:
+        return ["background", "foreground"]
+    known = max(masks.largest(item) for item in splits["train"])
+    for item in splits["test"]:
+        if (found := masks.largest(item)) > known:
+            raise errors.InputError(
+                f"{item.label} has the class {found}; those of train end at {known}.",
+                "--instances if these are numbers of objects",
+            )
+    if known == 0:
+        raise errors.InputError("The label maps of train hold no foreground.", "0 is background")
+    return ["background", *map(str, range(1, known + 1))]
+
+
+def _usable(
+    items: Sequence[masks.Item], config: Config, rows: list[dice.Row]
+) -> Iterator[masks.Labelled]:
+    """Pass crops on; an image that fails becomes a row."""
+    for found in masks.random_crops(
+        items, config.crops, config.size_px, config.seed, instances=config.instances
+    ):
+        if isinstance(found, masks.Labelled):
+            yield found
+        else:
+            rows.append(dice.failure(*found))
+
+
+def _test(
+    items: Sequence[masks.Item],
+    encoder: weights.Encoder,
+    module: decoders.Linear,
+    config: Config,
+    classes: int,
+    folder: Path,
+    rows: list[dice.Row],
+    progress: Callable[[int], None],
+) -> dict[str, metrics.Counts]:
+    """Predict and draw every test image; confusion table by id, failures into `rows`."""
+    tables = {}
+    for number, item in enumerate(items):
+        try:
+            whole = masks.read(item, instances=config.instances)
+            predicted = tokens.predict(
+                whole.image, encoder, module, classes, config.size_px, config.stride_px
+            )
+        except errors.SlideError as error:
+            rows.append(dice.failure(item, str(error)))
+            continue
+        tables[item.id] = metrics.confusion(whole.label, predicted, classes)
+        masks.write_map(folder / FILES["predictions"] / item.file_name, predicted)
+        masks.write_overlay(folder / FILES["overlays"] / item.file_name, whole, predicted)
+        progress(number + 1)
+    if not tables:
+        raise errors.InputError("No image of test can be used.", "look at the paths in the table")
+    return tables
+
+
+def _failures(table: Path) -> list[tuple[str, str]]:
+    failed = pl.read_parquet(table).filter(pl.col("error").is_not_null())
+    return list(failed.select("image", "error").iter_rows())
+
+
+@contextlib.contextmanager
+def _staged(out: Path, name: str) -> Iterator[Path]:
+    """Yield a folder beside `out` that takes its place on success, whole.
+
+    It is called as the parts of a table are, so that a rerun finds and clears what a kill left.
+    """
+    out = Path(os.path.abspath(out))
+    stage = out.with_name(f"{out.name}.parts-{name}")
+    old = stage.with_name(f"{stage.name}.old")
+    for leftover in (stage, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        if out.exists():
+            os.replace(out, old)
+        os.replace(stage, out)
+    finally:
+        for leftover in (stage, old):
+            shutil.rmtree(leftover, ignore_errors=True)
