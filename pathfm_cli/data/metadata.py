@@ -24,9 +24,9 @@ def read(path: Path) -> pl.DataFrame:
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet"):
-        raise errors.UsageError(f"{path} is no .csv, .tsv or .parquet table.")
+        raise errors.UsageError(f"{path} is no table.", "name a .csv, .tsv or .parquet file")
     if not path.is_file():
-        raise errors.InputError(f"{path} does not exist.")
+        raise errors.InputError(f"{path} does not exist.", "name a .csv, .tsv or .parquet file")
     try:
         if suffix == ".parquet":
             return pl.read_parquet(path)
@@ -34,7 +34,9 @@ def read(path: Path) -> pl.DataFrame:
         return pl.read_csv(path, separator=separator, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
-        raise errors.InputError(f"{path} cannot be read as a table: {reason}.") from error
+        raise errors.InputError(
+            f"{path} cannot be read as a table: {reason}.", "its first line names the columns"
+        ) from error
 
 
 def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) -> None:
@@ -71,7 +73,7 @@ def load(path: Path) -> pl.DataFrame:
         )
     check_columns(path, frame.columns, allowed=(key,))
     if frame[key].null_count():
-        raise errors.UsageError(f"{path} has a row without a {key}.")
+        raise errors.UsageError(f"{path} has a row without a {key}.", "fill it in or delete it")
     return frame.select(key, pl.exclude(key))
 
 
@@ -96,7 +98,9 @@ def join(
     names = [identify(str(value)) for value in frame.to_series(0).to_list()]
     frame = frame.drop(frame.columns[0]).with_columns(pl.Series("slide", names, pl.String))
     if twice := frame.filter(pl.col("slide").is_duplicated())["slide"].to_list():
-        raise errors.UsageError(f"{path} has two rows for the slide {twice[0]}.")
+        raise errors.UsageError(
+            f"{path} has two rows for the slide {twice[0]}.", "keep one row a slide"
+        )
     known = frame.filter(pl.col("slide").is_in(list(slides)))
     if known.is_empty():
         raise errors.UsageError(

@@ -79,7 +79,7 @@ def check(
     if table is not None:
         metadata.load(table)
     if root is not None and not root.is_dir():
-        raise errors.UsageError(f"--root {root} is no folder.")
+        raise errors.UsageError(f"--root {root} is no folder.", "a folder above the slides")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise errors.UsageError(f"{folder} cannot be written to.", "name another -o")
@@ -212,7 +212,7 @@ def _overrides(assignments: Sequence[str], slides: Sequence[str]) -> dict[str, f
                 f"a slide is named like {slides[0]}",
             )
         if slide in overrides:
-            raise errors.UsageError(f"--mpp-override {assignment}: given twice.")
+            raise errors.UsageError(f"--mpp-override {assignment}: given twice.", "give it once")
         overrides[slide] = mpp.parse_override(value)
     return overrides
 
@@ -238,7 +238,9 @@ def _file(source: sources.Source, root: Path | None) -> headers.File:
     if root is not None:
         uri = os.path.relpath(source.path, root)
         if uri.startswith(os.pardir + os.sep):
-            raise errors.UsageError(f"{source.path} is not below --root {root}.")
+            raise errors.UsageError(
+                f"{source.path} is not below --root {root}.", "a folder above all slides"
+            )
     try:
         status = os.stat(source.path)
     except OSError:

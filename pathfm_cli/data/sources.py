@@ -65,7 +65,7 @@ def expand(arguments: Sequence[str]) -> list[Source]:
         if other is not source:
             raise errors.UsageError(
                 f"Two slides have the id {source.slide}: {other.path} and {source.path}.",
-                "a table with a column `slide` beside `path` gives them names: pathfm index list.csv",
+                "name them in a table with the columns path and slide: pathfm index list.csv",
             )
     return [slides[name] for name in sorted(slides)]
 
@@ -115,7 +115,9 @@ def _table(path: Path) -> list[Source]:
     for row in frame.iter_rows(named=True):
         name = row.pop(column)
         if not name:
-            raise errors.UsageError(f"{path} has a row without a {column}.")
+            raise errors.UsageError(
+                f"{path} has a row without a {column}.", "fill it in or delete it"
+            )
         file = path.parent / Path(str(name)).expanduser()
         given = row.pop("slide", None)
         listed.append(dataclasses.replace(_source(file), columns=row))

@@ -252,8 +252,8 @@ class Reader:
         height = max(1, round(slide.height_px0 * slide.mpp / mpp))
         if width * height > MAX_THUMBNAIL_PIXELS:
             raise errors.SlideError(
-                f"{slide.slide}: a picture of the whole slide at {mpp:g} um/px has {width}x{height} "
-                "px, which is too large",
+                f"{slide.slide}: the whole slide at {mpp:g} um/px has {width}x{height} px, "
+                "which is too large a picture",
                 "a coarser mpp",
             )
         right = slide.width_px0 / plane.scale[0]

@@ -50,6 +50,7 @@ _TYPES: dict[int, str] = {
     **{11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"},
 }
 _RATIONALS = (5, 10)
+_UNSIGNED = (1, 3, 4, 13, 16, 18)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,17 +77,17 @@ class Directory:
     children: tuple[Directory, ...] = ()
 
     def array(self, tag: int) -> np.ndarray[Any, Any]:
-        """The numbers of `tag`, rationals as (count, 2); empty if the tag is absent.
+        """The unsigned integers of `tag`; empty if the tag is absent.
 
         Raises:
-            errors.SlideError: the value is too large or reaches past the end of the file.
+            errors.SlideError: other numbers, too many, or past the end of the file.
         """
         entry = self.tags.get(tag)
         if entry is None:
             return np.empty(0, np.uint32)
-        data = self._bytes(tag, entry)
-        values: np.ndarray[Any, Any] = np.frombuffer(data, self.order + _TYPES[entry.type])
-        return values.reshape(-1, 2) if entry.type in _RATIONALS else values
+        if entry.type not in _UNSIGNED:
+            raise errors.SlideError(f"{self.source.uri}: TIFF tag {tag} has type {entry.type}")
+        return np.frombuffer(self._bytes(tag, entry), self.order + _TYPES[entry.type])
 
     def number(self, tag: int, default: int = 0) -> int:
         """The first integer of `tag`, or `default` if it has none."""
@@ -115,7 +116,8 @@ class Directory:
         entry = self.tags.get(tag)
         if entry is None or entry.count != 1:
             return 0.0
-        values = self.array(tag).ravel().tolist()
+        data = self._bytes(tag, entry)
+        values = np.frombuffer(data, self.order + _TYPES[entry.type]).tolist()
         if len(values) == 1:
             return float(values[0])
         return float(values[0] / values[1]) if values[1] else 0.0

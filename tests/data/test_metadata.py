@@ -54,7 +54,7 @@ def test_tables_that_cannot_be_joined(tmp_path: Path, text: str, sentence: str) 
 @pytest.mark.parametrize(
     ("name", "text", "error", "sentence"),
     [
-        ("m.xlsx", "x", errors.UsageError, "is no .csv, .tsv or .parquet table"),
+        ("m.xlsx", "x", errors.UsageError, "is no table"),
         ("m.csv", None, errors.InputError, "does not exist"),
         ("m.parquet", "no parquet", errors.InputError, "cannot be read as a table"),
         ("m.csv", "a,b\n1,2,3\n", errors.InputError, "cannot be read as a table"),

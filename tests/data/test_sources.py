@@ -79,7 +79,7 @@ def test_two_slides_with_one_id(tree: Path) -> None:
         sources.expand([str(tree)])
     assert str(tree / "b.svs") in str(caught.value)
     assert str(tree / "sub" / "b.tif") in str(caught.value)
-    assert "column `slide`" in caught.value.hint
+    assert "columns path and slide" in caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

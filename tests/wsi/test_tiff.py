@@ -145,6 +145,14 @@ def test_a_value_beyond_the_file_or_the_limit(tmp_path: Path) -> None:
         directory.array(tiff.TILE_BYTE_COUNTS)
 
 
+@pytest.mark.parametrize("kind", [2, 5, 6, 8, 9, 10, 11, 12, 17])
+def test_tile_offsets_are_unsigned(tmp_path: Path, kind: int) -> None:
+    source = written(tmp_path / "x.tif", little((324, kind, 2, 8)) + bytes(99))
+    (directory,) = tiff.directories(source)
+    with pytest.raises(errors.SlideError, match=f"tag 324 has type {kind}"):
+        directory.array(tiff.TILE_OFFSETS)
+
+
 def test_floats_and_unknown_types_are_no_numbers(tmp_path: Path) -> None:
     nan = struct.unpack("<I", struct.pack("<f", float("nan")))[0]
     source = written(tmp_path / "x.tif", little((256, 11, 1, nan), (257, 99, 1, 7)))
