@@ -111,13 +111,12 @@ static void set_source(Job *job, const Py_buffer *prefix, const Py_buffer *data)
 static int handled(const struct jpeg_decompress_struct *decoder)
 {
     const jpeg_component_info *parts = decoder->comp_info;
-    return !decoder->progressive_mode && !decoder->arith_code && decoder->data_precision == 8 &&
+    /* The first scan of a progressive or lossless image ends at another coefficient. */
+    return decoder->Se == DCTSIZE2 - 1 && !decoder->arith_code && decoder->data_precision == 8 &&
            decoder->num_components == CHANNELS && decoder->comps_in_scan == CHANNELS &&
-           decoder->Ss == 0 && decoder->Se == DCTSIZE2 - 1 && decoder->Ah == 0 &&
-           decoder->Al == 0 && parts[0].h_samp_factor <= 2 &&
-           parts[0].v_samp_factor <= 2 && parts[1].h_samp_factor == 1 &&
-           parts[1].v_samp_factor == 1 && parts[2].h_samp_factor == 1 &&
-           parts[2].v_samp_factor == 1;
+           parts[0].h_samp_factor <= 2 && parts[0].v_samp_factor <= 2 &&
+           parts[1].h_samp_factor == 1 && parts[1].v_samp_factor == 1 &&
+           parts[2].h_samp_factor == 1 && parts[2].v_samp_factor == 1;
 }
 
 /* Returns the first column that will be decoded; decoder->output_width becomes their number. */
@@ -252,7 +251,7 @@ static PyObject *decode(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*y*IIIIOI:decode", &prefix, &data, &request.width,
                           &request.height, &request.x, &request.y, &out, &request.scale))
         return NULL;
-    if (PyObject_GetBuffer(out, &view, PyBUF_STRIDED | PyBUF_WRITABLE) == 0) {
+    if (PyObject_GetBuffer(out, &view, PyBUF_STRIDED) == 0) {
         if (set_out(&request, &view) && fits(&request)) {
             Py_BEGIN_ALLOW_THREADS
             outcome = run(&job, &request, &prefix, &data);

@@ -1,5 +1,6 @@
-"""A rectangle of a tile, against Pillow's decode of the whole tile and against openslide."""
+"""A rectangle of a tile, against Pillow's decode of the whole tile."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -15,10 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathfm_cli.wsi import codecs, roi, store, tiff, vendor
+from pathfm_cli.wsi import codecs, roi
 
-ROOT = Path(__file__).parents[2]
-SLIDES = ROOT.parent / "shared" / "data" / "slides"
 needs_extension = pytest.mark.skipif(
     not roi.AVAILABLE, reason="the extension is not built (are libjpeg-turbo's headers there?)"
 )
@@ -105,6 +104,16 @@ def with_factors(data: bytes, factors: int) -> bytes:
     return bytes(changed)
 
 
+@contextlib.contextmanager
+def no_full_decode() -> Iterator[None]:
+    """Fail where the extension hands a tile over."""
+    with (
+        mock.patch.object(codecs, "decode", side_effect=AssertionError),
+        mock.patch.object(roi, "_scaled", side_effect=AssertionError),
+    ):
+        yield
+
+
 def spans(size: int) -> Iterator[tuple[int, int]]:
     """Every (begin, length) within `size`."""
     return ((begin, end - begin) for end in range(1, size + 1) for begin in range(end))
@@ -118,15 +127,13 @@ def test_every_rectangle_has_the_pixels_of_the_whole(
     kind: str, size: tuple[int, int], scale: int
 ) -> None:
     one = tile(kind, size)
-    assert one.handled()
     expected = one.whole(scale)
     height, width = expected.shape[:2]
     assert (width, height) == (-(-size[0] // scale), -(-size[1] // scale))
-    for x, w in spans(width):
-        for y, h in ((0, height), (height // 2, 1)):
-            assert np.array_equal(one.decode(x, y, w, h, scale), expected[y : y + h, x : x + w])
-    for y, h in spans(height):
-        for x, w in ((0, width), (width // 3, 2)):
+    across = [(x, y, w, h) for x, w in spans(width) for y, h in ((0, height), (height // 2, 1))]
+    down = [(x, y, w, h) for y, h in spans(height) for x, w in ((0, width), (width // 3, 2))]
+    with no_full_decode():
+        for x, y, w, h in across + down:
             assert np.array_equal(one.decode(x, y, w, h, scale), expected[y : y + h, x : x + w])
 
 
@@ -169,7 +176,8 @@ def test_colours_follow_the_codec_and_not_the_tile(way: str) -> None:
     for marker, first, step in ((b"\xff\xc0", 10, 3), (b"\xff\xda", 5, 2)):
         for component in range(3):
             bare[bare.index(marker) + first + step * component] = component
-    for data in (marked, bytes(bare)):
+    jfif = marked[:2] + codecs.jpeg_prefix("jpeg-ycbcr", b"")[2:] + marked[18:]
+    for data in (marked, bytes(bare), jfif):
         as_rgb = Tile(data, 16, 16, "jpeg-rgb").decode(3, 3, 2, 2)
         assert np.abs(as_rgb.astype(int) - (250, 3, 3)).max() <= 1
         as_ycbcr = Tile(data, 16, 16, "jpeg-ycbcr").decode(3, 3, 2, 2)
@@ -278,7 +286,8 @@ def test_a_tile_cut_short_is_an_error_wherever_the_rectangle_lies(
 def test_zeros_after_the_end_are_no_damage(way: str) -> None:
     one = tile("422", EVEN)
     padded = dataclasses.replace(one, data=one.data + b"\0\0\0")
-    assert np.array_equal(padded.decode(5, 5, 9, 9), one.whole()[5:14, 5:14])
+    with no_full_decode() if way == "extension" else contextlib.nullcontext():
+        assert np.array_equal(padded.decode(5, 5, 9, 9), one.whole()[5:14, 5:14])
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -341,16 +350,16 @@ def resident_bytes() -> int:
 @needs_extension
 def test_ten_thousand_damaged_tiles_leave_no_memory_behind() -> None:
     rng = np.random.default_rng(1)
-    # Wide, so that even one forgotten row of pixels a tile would show: 15 MB.
-    one = tile("420", (512, 32))
-    out = np.empty((8, 400, 3), np.uint8)
+    # Wide, so that even one forgotten row of pixels a tile would show.
+    one = tile("420", (2048, 16))
+    out = np.empty((8, 1900, 3), np.uint8)
     refused = 0
     for i in range(11_000):
         if i == 1000:
             before = resident_bytes()
         data = mutated(one.data, rng)
         try:
-            roi._roi.decode(one.prefix, data[2:], 512, 32, 60, 20, out, 1)
+            roi._roi.decode(one.prefix, data[2:], 2048, 16, 60, 8, out, 1)
         except ValueError:
             refused += 1
     assert resident_bytes() - before < 4 << 20
@@ -379,32 +388,3 @@ def test_other_threads_run_while_a_tile_is_decoded() -> None:
         sys.setswitchinterval(interval)
     assert np.array_equal(out, one.whole())
     assert turns > 100
-
-
-@pytest.mark.parametrize(
-    "name", ["BS27_duodenum_HE_40x_ycc422", "BS21_stomach_HE_10x_rgbjpeg", "CMU-1-Small-Region"]
-)
-def test_tiles_of_real_slides_equal_openslide(name: str, way: str) -> None:
-    openslide = pytest.importorskip("openslide")
-    path = SLIDES / f"{name}.svs"
-    if not path.exists():
-        pytest.skip(f"{path} is absent")
-    source = store.Source.open(str(path))
-    plane = vendor.describe(source, name).planes[0]
-    offsets = plane.directory.array(tiff.TILE_OFFSETS).tolist()
-    counts = plane.directory.array(tiff.TILE_BYTE_COUNTS).tolist()
-    size = (plane.tile_width_px, plane.tile_height_px)
-    columns = plane.width_px // size[0]
-    rng = np.random.default_rng(0)
-    with openslide.OpenSlide(str(path)) as oracle:
-        for _ in range(20):
-            column, row = int(rng.integers(columns)), int(rng.integers(plane.height_px // size[1]))
-            number = row * -(-plane.width_px // size[0]) + column
-            data = source.read(offsets[number], counts[number])
-            x, y = (int(rng.integers(0, side - 9)) for side in size)
-            w, h = (int(rng.integers(1, side - at)) for side, at in zip(size, (x, y), strict=True))
-            out = np.empty((h, w, 3), np.uint8)
-            roi.decode_region(data, plane.codec, plane.prefix, *size, x, y, w, h, out)
-            place = (column * size[0] + x, row * size[1] + y)
-            expected = oracle.read_region(place, 0, (w, h)).convert("RGB")
-            assert np.array_equal(out, np.asarray(expected))
