@@ -145,20 +145,23 @@ def test_prototypes_have_moments_only_once_they_move(tissue, settings, reference
     assert "exp_avg.backbone.cls_token" in early
 
 
+def with_checkpoints_of(reference, job):
+    shutil.copytree(reference / folder.CHECKPOINTS, job.run / folder.CHECKPOINTS)
+    return job
+
+
 def test_a_checkpoint_of_another_run_is_refused(tissue, micro, reference, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(reference / folder.CHECKPOINTS, path / folder.CHECKPOINTS)
-    other = micro("train.seed=1")
+    job = begin(tissue, tmp_path / "run", micro("train.seed=1"))
     with pytest.raises(errors.InputError, match="belongs to run"):
-        train.train(begin(tissue, path, other), HERE, lambda: False)
+        train.train(with_checkpoints_of(reference, job), HERE, lambda: False)
 
 
 def test_a_damaged_checkpoint_says_so(tissue, settings, reference, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(reference / folder.CHECKPOINTS, path / folder.CHECKPOINTS)
-    (path / folder.CHECKPOINTS / "step-000012" / "teacher.safetensors").write_bytes(b"\0" * 40)
+    job = with_checkpoints_of(reference, begin(tissue, tmp_path / "run", settings))
+    damaged = job.run / folder.CHECKPOINTS / "step-000012" / "teacher.safetensors"
+    damaged.write_bytes(b"\0" * 40)
     with pytest.raises(errors.InputError, match="is damaged") as caught:
-        train.train(begin(tissue, path, settings), HERE, lambda: False)
+        train.train(job, HERE, lambda: False)
     assert caught.value.hint.startswith("rm -r ")
 
 
