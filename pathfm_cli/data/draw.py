@@ -30,6 +30,8 @@ CHUNKS = 32
 REDRAWS = 64
 """Slides tried before a draw gives up."""
 CACHED_POLYGONS = 64
+OVERHANG_PX0 = 1e-6
+"""A patch may reach over the slide's edge by so much: its side is rounded."""
 
 REASONS = (
     "",
@@ -131,13 +133,14 @@ def extent_px0(size_px: int, mpp: float, mpp0: float) -> float:
 def tissue_fraction(
     tissue: geometry.MultiPolygon, x_px0: float, y_px0: float, extent_px0: float
 ) -> float:
-    """Share of the square's area that lies inside the polygons; exact up to rounding.
+    """Share of the square's area that lies inside the polygons, exact and then rounded.
 
     GEOS' clip by a rectangle is 5 times faster than a general intersection and, as its
-    area is all that is wanted, may share edges with itself.
+    area is all that is wanted, may share edges with itself. Nine digits are kept, so that a square
+    full of tissue has the share 1, and another build of GEOS draws the same patches.
     """
     clipped = shapely.clip_by_rect(tissue, x_px0, y_px0, x_px0 + extent_px0, y_px0 + extent_px0)
-    return float(clipped.area) / extent_px0**2
+    return round(float(clipped.area) / extent_px0**2, 9)
 
 
 def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.int8]:
@@ -156,7 +159,7 @@ def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.in
     tissue_um2 = slides["tissue_area_mm2"].to_numpy()[:, None] * 1e6
     needed_um2 = config.min_tissue * (config.size_px * mpp) ** 2
     reason = np.where((tissue_um2 <= 0) | (tissue_um2 < needed_um2), 3, 0)
-    reason = np.where(config.size_px * mpp / mpp0 > side_px0, 2, reason)
+    reason = np.where(config.size_px * mpp / mpp0 > side_px0 + OVERHANG_PX0, 2, reason)
     return np.where(mpp * config.max_upsample < mpp0, 1, reason).astype(np.int8)
 
 
@@ -250,7 +253,9 @@ class Sampler:
         extent = extent_px0(self.config.size_px, mpp, float(self._mpp0[slide]))
         bounds = np.asarray(tissue.bounds)
         low = np.maximum(np.ceil(bounds[:2] - extent), 0)
-        high = np.minimum(np.floor(bounds[2:]), np.floor(self._size_px0[slide] - extent))
+        high = np.minimum(
+            np.floor(bounds[2:]), np.floor(self._size_px0[slide] - extent + OVERHANG_PX0)
+        )
         for _ in range(CHUNKS if (low <= high).all() else 0):
             places = np.floor(low + random.random((CHUNK, 2)) * (high - low + 1))
             for x, y in places.tolist():

@@ -88,8 +88,8 @@ def _starts(
 ) -> npt.NDArray[np.float64]:
     """Grid lines along one axis whose cells touch [low, high] and end inside the slide."""
     first = max(0, int(np.floor((low - extent) / step)) + 1)
-    # A cell that ends at the slide's edge must not be lost to rounding.
-    last = min(int(np.floor((size_px0 - extent) / step + 1e-9)), int(np.ceil(high / step)) - 1)
+    room = size_px0 - extent + draw.OVERHANG_PX0
+    last = min(int(np.floor(room / step)), int(np.ceil(high / step)) - 1)
     return np.arange(first, last + 1).astype(np.float64) * step
 
 

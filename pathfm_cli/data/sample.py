@@ -273,7 +273,7 @@ def _notes(
 
 def _named(names: pl.Series) -> str:
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} slides ({shown}) give"
+    return f"1 slide ({shown}) gives" if len(names) == 1 else f"{len(names)} slides ({shown}) give"
 
 
 def _summary(record: dict[str, Any], used: pl.Series) -> tuple[str, ...]:

@@ -250,11 +250,12 @@ def _in_workers(plan: Plan, workers: int) -> Iterator[Batch]:
             if isinstance(item, errors.PathfmError):
                 raise item
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:
+        # A tensor is fetched from the worker that made it, so a worker may die in between.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise errors.PathfmError(
-            f"A process that reads patches died ({str(error).splitlines()[0]}).",
+            f"A process that reads patches died ({(str(error) or 'no answer').splitlines()[0]}).",
             "less memory: fewer --workers; `pathfm doctor` looks at /dev/shm",
         ) from error
 

@@ -60,7 +60,7 @@ def test_it_prints_the_handle_and_writes_what_was_asked_for(made: Path) -> None:
     assert frame.height == 20 and set(frame["mpp"]) == {0.5, 1.0}
     assert frame["tissue_fraction"].min() >= 0.4
     assert (made / "stderr").read_text() == (
-        "pathfm: 1 slides (CMU-1-Small-Region) give no patch at mpp 0.25:"
+        "pathfm: 1 slide (CMU-1-Small-Region) gives no patch at mpp 0.25:"
         " the scan is too coarse for this mpp\n"
     )
     assert Image.open(made / "pictures" / "sheet.png").format == "PNG"

@@ -1,21 +1,15 @@
 """Tissue artifacts: of the slide that ships with the package, and of polygons spelled out."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import shapely
+from tissues import DEMO_SLIDE, MakeTissue
 
 from pathfm_cli import artifacts, kinds
 from pathfm_cli.data import index, mask
-
-ROOT = Path(__file__).parents[2]
-DEMO_SLIDE = ROOT / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
-
-MakeTissue = Callable[..., artifacts.Table]
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +62,3 @@ def ring() -> shapely.Geometry:
     """A square from 100 to 900 with a square hole from 400 to 600."""
     outer, hole = shapely.box(100, 100, 900, 900), shapely.box(400, 400, 600, 600)
     return shapely.multipolygons([shapely.difference(outer, hole)])
-
-
-def rasterised(shape: shapely.Geometry, side: int, step: float = 1.0) -> np.ndarray:
-    """Whether the centre of each `step` x `step` cell of a square lies inside."""
-    centres = np.arange(0, side, step) + step / 2
-    x, y = np.meshgrid(centres, centres)
-    return np.asarray(shapely.contains_xy(shape, x, y))

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import shapely
-from conftest import MakeTissue, rasterised
 from scipy import stats
+from tissues import MakeTissue, rasterised
 
 from pathfm_cli import artifacts, config, errors
 from pathfm_cli.data import draw
@@ -55,7 +55,8 @@ def test_draws_have_literal_values_in_any_process(make_tissue: MakeTissue, ring)
 
 
 def test_draw_depends_on_nothing_but_seed_and_index(make_tissue: MakeTissue, ring) -> None:
-    table = make_tissue(*((f"s{n}", ring, 0.5, 1000) for n in range(100)))
+    shapes = [shapely.transform(ring, lambda xy, n=n: xy - n) for n in range(100)]
+    table = make_tissue(*((f"s{n}", shape, 0.5, 1000) for n, shape in enumerate(shapes)))
     forward = draws(table, ALONE, 300)
     sampler = pickle.loads(pickle.dumps(draw.Sampler(table, ALONE, 0)))
     assert [sampler.draw(index) for index in reversed(range(300))] == forward[::-1]
@@ -87,7 +88,7 @@ def test_overlap_equals_a_general_intersection(seed: int) -> None:
     shape = shapely.multipolygons(shapely.get_parts(shapely.union_all(discs)))
     for x, y in random.random((100, 2)) * 1000 - 100:
         whole = shapely.intersection(shape, shapely.box(x, y, x + 150, y + 150)).area / 150**2
-        assert draw.tissue_fraction(shape, x, y, 150) == pytest.approx(whole, abs=1e-12)
+        assert draw.tissue_fraction(shape, x, y, 150) == pytest.approx(whole, abs=1e-9)
 
 
 def test_positions_are_uniform_over_all_that_have_enough_tissue(make_tissue: MakeTissue) -> None:
@@ -124,6 +125,21 @@ def test_every_patch_lies_in_the_slide_and_tells_its_tissue(make_tissue: MakeTis
         share = shapely.intersection(ring, box).area / box.area
         assert patch.tissue_fraction == pytest.approx(share) and share >= 0.6
         assert mpp0 <= patch.mpp * 1.25
+
+
+def test_all_tissue_can_be_asked_for(make_tissue: MakeTissue, ring) -> None:
+    """At 0.3 um/px the side of a patch is no whole number, and its area is rounded."""
+    table = make_tissue(("a", ring, 0.3, 1000))
+    settings = draw.SampleConfig(mpp=(0.5,), size_px=100, min_tissue=1.0)
+    assert {patch.tissue_fraction for patch in draws(table, settings, 100)} == {1.0}
+
+
+def test_a_patch_as_large_as_its_slide_survives_rounding(make_tissue: MakeTissue) -> None:
+    """10 px at 0.3 um/px are 30.000000000000004 px at 0.1 um/px."""
+    shape = shapely.multipolygons([shapely.box(0, 0, 30, 20)])
+    table = make_tissue(("a", shape, 0.1, 30))
+    (patch,) = draws(table, draw.SampleConfig(mpp=(0.1 * 3,), size_px=10), 1)
+    assert (patch.x_px0, patch.y_px0, patch.tissue_fraction) == (0, 0, 0.666666667)
 
 
 def test_strategies_weigh_slides(make_tissue: MakeTissue, ring) -> None:

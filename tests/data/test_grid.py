@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import shapely
-from conftest import MakeTissue
+from tissues import MakeTissue
 
 from pathfm_cli.data import draw, grid
 
@@ -39,10 +39,10 @@ def test_a_cell_over_the_edge_of_the_slide_is_left_out(make_tissue: MakeTissue) 
 
 
 def test_a_cell_that_ends_at_the_edge_survives_rounding(make_tissue: MakeTissue) -> None:
-    """Ten cells of 10 px at 0.7 um/px on a slide of 0.1 um/px are 70 px0 each, 700 in all."""
-    shape = shapely.multipolygons([shapely.box(0, 0, 700, 700)])
-    settings = draw.SampleConfig(mpp=(0.7,), size_px=10)
-    assert len(grid.cells(make_tissue(("a", shape, 0.1, 700)).frame, settings)) == 100
+    """Ten cells of 10 px at 0.3 um/px on a slide of 0.1 um/px are 30.000000000000004 px0 each."""
+    shape = shapely.multipolygons([shapely.box(0, 0, 300, 300)])
+    settings = draw.SampleConfig(mpp=(0.1 * 3,), size_px=10)
+    assert len(grid.cells(make_tissue(("a", shape, 0.1, 300)).frame, settings)) == 100
 
 
 def test_stride_and_several_mpp(make_tissue: MakeTissue) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import MakeTissue
+from tissues import MakeTissue
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, draw, index, mask, sample, stream

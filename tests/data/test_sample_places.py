@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import shapely
-from conftest import MakeTissue
+from tissues import MakeTissue
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort, draw, grid, sample
@@ -70,10 +70,10 @@ def test_only_slides_with_patches_travel(make_tissue: MakeTissue, ring, tmp_path
     done = sample.sample(table.path, out, settings, sample.Grid(stride_px=128))
     assert artifacts.read_table(out).attached["slides"]["slide"].to_list() == ["a", "speck"]
     told = " / ".join(done.notes)
-    assert "1 slides (coarse) give no patch at mpp 0.5: the scan is too coarse" in told
-    assert "(coarse) give no patch at mpp 1: the scan is too coarse" in told
-    assert "1 slides (spread) give no patch: no cell has 50% tissue" in told
-    assert "(speck) give no patch at mpp 1: the slide has less tissue than one patch needs" in told
+    assert "1 slide (coarse) gives no patch at mpp 0.5: the scan is too coarse" in told
+    assert "(coarse) gives no patch at mpp 1: the scan is too coarse" in told
+    assert "1 slide (spread) gives no patch: no cell has 50% tissue" in told
+    assert "(speck) gives no patch at mpp 1: the slide has less tissue than one patch needs" in told
     again = sample.sample(table.path, out, settings, sample.Grid(stride_px=128))
     assert again.notes == (f"{out} is up to date", *done.notes)
     assert again.record == done.record

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import shapely
 import tifffile
-from conftest import DEMO_SLIDE, ROOT
+from tissues import DEMO_SLIDE, ROOT
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort, index, mask, polygons
