@@ -32,21 +32,34 @@ def probe(
     pathfm probe e.parquet -o scores/
     pathfm embed --images tiles.csv --model run/ -o e.parquet | pathfm probe --json
     """
-    from pathfm_cli.model import device as devices
-    from pathfm_cli.tasks import features, scores
-    from pathfm_cli.tasks import probe as task
+    from pathfm_cli.tasks import features, protocols, scores
 
-    config = task.Config(protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test)
-    where = devices.pick(device)
-    scores.check_free(out, task.settings(config), overwrite=overwrite)
+    config = protocols.Config(
+        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test
+    )
+    scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []
     slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
+    if device != "auto":
+        _check_device(device)
     source = features.open_features(pipe.bind("probe", given, slots)["embeddings"])
+    from pathfm_cli.model import device as devices
+    from pathfm_cli.tasks import probe as task
+
     sink = output.Sink(as_json, quiet)
     if dry_run:
         return sink.plan(task.plan(source, out, config))
     with progress.track("probe", quiet=quiet) as report:
-        result = task.probe(source, out, config, device=where, overwrite=overwrite, progress=report)
+        result = task.probe(
+            source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
+        )
     for note in result.notes:
         output.note(f"pathfm probe: {note}")
     return sink.emit(result.record, result.lines)
+
+
+def _check_device(name: str) -> None:
+    """Only torch, slow to import, knows which devices there are."""
+    from pathfm_cli.model import device as devices
+
+    devices.pick(name)

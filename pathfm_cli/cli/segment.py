@@ -40,26 +40,23 @@ def segment(
     pathfm segment --images index.csv --instances --model run/ -o segmentation/
     pathfm segment --images index.csv --model random/vit_small_patch16_224 -o baseline/
     """
-    from pathfm_cli.model import weights
-    from pathfm_cli.tasks import decoder as decoders
-    from pathfm_cli.tasks import masks
-    from pathfm_cli.tasks import segment as task
+    from pathfm_cli.tasks import masks, segmentation
 
-    config = task.Config(
+    config = segmentation.Config(
         decoder=decoder,
         instances=instances,
         crops=crops,
         seed=seed,
-        training=decoders.Training(epochs=epochs),
+        training=segmentation.Training(epochs=epochs),
     )
-    task.check_free(out, overwrite=overwrite)
+    segmentation.check_free(out, overwrite=overwrite)
     items = masks.read_table(images)
-    task.split(items)
+    segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(task.plan(items, spec, out, config))
-    network = weights.load(
+        return sink.plan(segmentation.plan(items, spec, out, config))
+    network = encoder.load(
         spec,
         arch=arch,
         seed=seed,
@@ -67,7 +64,8 @@ def segment(
         precision=precision,
         image_size_px=config.size_px,
     )
-    encoder.describe(network)
+    from pathfm_cli.tasks import segment as task
+
     with progress.track("segment", quiet=quiet) as report:
         result, failed = task.segment(
             items, network, out, config, overwrite=overwrite, progress=report

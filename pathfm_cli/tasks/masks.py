@@ -30,7 +30,7 @@ IGNORE = 255
 MAX_CLASSES = 64
 COLUMNS = ("image", "label", "split")
 COLOURS = np.array(
-    [(0, 0, 0), (0, 158, 115), (213, 94, 0), (0, 114, 178), (240, 228, 66), (204, 121, 167)],
+    [(0, 0, 0), (240, 228, 66), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167)],
     dtype=np.float32,
 )
 """Okabe and Ito's palette, readable without red-green vision; classes beyond it take turns."""

@@ -17,52 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts
 from pathfm_cli.tasks import features, heads, labelled, metrics, protocols, scores
 
 Report = Callable[[int, int], None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """What a probe is asked to do."""
-
-    protocol: str = "paper"
-    """Name in `protocols.PROTOCOLS`."""
-    runs: int = 5
-    """Runs; the paper reports five."""
-    seed: int = 0
-    """Run r uses seed + r, so it is the same run however many are made."""
-    train: str = "train"
-    """Split the heads are trained on."""
-    val: str = "val"
-    """Split that chooses the state of each run; `valid` and `validation` are found too."""
-    test: str = "test"
-    """Split that is reported."""
-
-    def __post_init__(self) -> None:
-        protocols.find(self.protocol)
-        if len({self.train, self.val, self.test}) < 3:
-            raise errors.UsageError(
-                "--train, --val and --test name three different splits.",
-                "--train train --val val --test test",
-            )
-
-    def splits(self) -> dict[str, str]:
-        """Name of the split for each role."""
-        return {role: getattr(self, role) for role in labelled.ROLES}
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """What the `scores` artifact records of how it was made."""
-    protocol = dataclasses.asdict(protocols.find(config.protocol))
-    return {"task": "probe", **dataclasses.asdict(config), "protocol": protocol}
-
-
 def probe(
     source: features.Features,
     out: Path | None,
-    config: Config,
+    config: protocols.Config,
     *,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
@@ -82,7 +46,7 @@ def probe(
         errors.InputError, errors.UsageError: as `labelled.prepare`, or an embedding holds NaN.
         errors.OutputClash: `out` holds something else.
     """
-    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings(config))
+    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=config.settings())
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
         return scores.Result(old, ("up to date",))
     start = time.perf_counter()
@@ -103,7 +67,7 @@ def probe(
     return scores.Result(record, data.notes, lines)
 
 
-def plan(source: features.Features, out: Path | None, config: Config) -> dict[str, Any]:
+def plan(source: features.Features, out: Path | None, config: protocols.Config) -> dict[str, Any]:
     """What `probe` would do: rows, classes and the schedule that follows from them.
 
     Raises:
@@ -202,7 +166,7 @@ def _head_tensors(fit: heads.Fit) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def _lines(rows: list[scores.Row], data: labelled.Data, config: Config) -> list[str]:
+def _lines(rows: list[scores.Row], data: labelled.Data, config: protocols.Config) -> list[str]:
     """The table a person sees."""
     lines = [f"balanced accuracy, protocol {config.protocol}, {len(data.classes)} classes"]
     lines.append(f"{'split':<8}{'rows':>8}{'mean':>9}{'sd':>8}   runs")

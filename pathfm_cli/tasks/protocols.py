@@ -1,10 +1,14 @@
-"""Named protocols of the linear probe: a score without its protocol is not a score."""
+"""Named protocols of the linear probe: a score without its protocol is not a score.
+
+Imports no torch, so that a wrong request is answered at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+from typing import Any
 
 from pathfm_cli import errors
 
@@ -79,6 +83,41 @@ def find(name: str) -> Protocol:
     close = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(PROTOCOLS)}"
     raise errors.UsageError(f"There is no protocol {name!r}.", hint)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What a probe is asked to do."""
+
+    protocol: str = "paper"
+    """Name in `PROTOCOLS`."""
+    runs: int = 5
+    """Runs; the paper reports five."""
+    seed: int = 0
+    """Run r uses seed + r, so it is the same run however many are made."""
+    train: str = "train"
+    """Split the heads are trained on."""
+    val: str = "val"
+    """Split that chooses the state of each run; `valid` and `validation` are found too."""
+    test: str = "test"
+    """Split that is reported."""
+
+    def __post_init__(self) -> None:
+        find(self.protocol)
+        if len({self.train, self.val, self.test}) < 3:
+            raise errors.UsageError(
+                "--train, --val and --test name three different splits.",
+                "--train train --val val --test test",
+            )
+
+    def splits(self) -> dict[str, str]:
+        """Name of the split for each role."""
+        return {role: getattr(self, role) for role in ("train", "val", "test")}
+
+    def settings(self) -> dict[str, Any]:
+        """What the `scores` artifact records of how it was made."""
+        protocol = dataclasses.asdict(find(self.protocol))
+        return {"task": "probe", **dataclasses.asdict(self), "protocol": protocol}
 
 
 def schedule(protocol: Protocol, n_train: int) -> Schedule:

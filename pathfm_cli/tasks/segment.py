@@ -21,103 +21,21 @@ from safetensors import torch as safetensors_torch
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import weights
 from pathfm_cli.tasks import decoder as decoders
-from pathfm_cli.tasks import dice, masks, metrics, scores, tokens
+from pathfm_cli.tasks import dice, masks, metrics, scores, segmentation, tokens
 
 Report = Callable[[int, int], None]
-FILES = {
-    "decoder": "decoder.safetensors",
-    "predictions": "predictions",
-    "overlays": "overlays",
-}
-NAMES = ("scores.parquet", "scores.json", *FILES.values())
-"""What a result folder holds; a folder with anything else is never replaced."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """What a segmentation is asked to do."""
-
-    decoder: str = "linear"
-    """Name in `decoders.DECODERS`."""
-    instances: bool = False
-    """Label maps hold object numbers; every object is foreground."""
-    crops: int = 512
-    """Random crops the decoder is trained on; their tokens stay in memory."""
-    size_px: int = 224
-    """Side of crops and windows (paper IV-D2)."""
-    stride_px: int = 194
-    """Distance of test windows (paper IV-D2)."""
-    seed: int = 0
-    """Chooses and orders the crops."""
-    training: decoders.Training = decoders.Training()
-    """How the decoder is trained."""
-
-    def __post_init__(self) -> None:
-        decoders.find(self.decoder)
-        if self.crops < 1:
-            raise errors.UsageError(f"--crops {self.crops} trains nothing.", "--crops 512")
-
-
-def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but a result of ours, before any input is read.
-
-    Raises:
-        errors.OutputClash: it does, or `out` is a file.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise errors.OutputClash(f"{out} is a file.", "-o FOLDER")
-    names = sorted(path.name for path in out.iterdir())
-    strange = [name for name in names if name not in NAMES]
-    if strange or (names and "scores.parquet" not in names and not overwrite):
-        raise errors.OutputClash(f"{out} holds {(strange or names)[0]} already.", "-o NEW_FOLDER")
-    if names and not overwrite:
-        artifacts.read_header(out / "scores.parquet", "scores")
-
-
-def settings(encoder: weights.Encoder, config: Config) -> dict[str, Any]:
+def settings(encoder: weights.Encoder, config: segmentation.Config) -> dict[str, Any]:
     """What the `scores` artifact records of how it was made."""
     return {"task": "segment", **dataclasses.asdict(config), "encoder": encoder.settings()}
-
-
-def split(items: Sequence[masks.Item]) -> dict[str, list[masks.Item]]:
-    """Images by split.
-
-    Raises:
-        errors.InputError: none in train or none in test.
-    """
-    found: dict[str, list[masks.Item]] = {}
-    for item in items:
-        found.setdefault(item.split, []).append(item)
-    if not {"train", "test"} <= found.keys():
-        raise errors.InputError(
-            f"Images of train and test are needed; the splits are {', '.join(sorted(found))}.",
-            "name them in the column split",
-        )
-    return found
-
-
-def plan(items: Sequence[masks.Item], spec: str, out: Path, config: Config) -> dict[str, Any]:
-    """What `segment` would do; loads no encoder and reads no pixels.
-
-    Raises:
-        errors.InputError: as `split`.
-    """
-    return {
-        "images": {name: len(chosen) for name, chosen in split(items).items()},
-        "model": spec,
-        **{k: v for k, v in dataclasses.asdict(config).items() if k != "training"},
-        **dataclasses.asdict(config.training),
-        "writes": [str(out / name) for name in NAMES],
-    }
 
 
 def segment(
     items: Sequence[masks.Item],
     encoder: weights.Encoder,
     out: Path,
-    config: Config,
+    config: segmentation.Config,
     *,
     overwrite: bool = False,
     progress: Report = lambda done, total: None,
@@ -148,7 +66,7 @@ def segment(
     if old := artifacts.finished(table, header, overwrite=overwrite):
         return scores.Result(old, ("up to date",), dice.lines(old["metrics"])), _failures(table)
     start = time.perf_counter()
-    splits = split(items)
+    splits = segmentation.split(items)
     classes = _classes(splits, config.instances)
     steps = config.training.steps(config.crops)
     total = config.crops + steps + len(splits["test"])
@@ -179,9 +97,9 @@ def segment(
         rows += dice.rows(tables, classes)
         numbers = dice.numbers(rows) | {"n_train": n_train, "n_test": len(tables)}
         numbers |= {"classes": len(classes), "seconds": time.perf_counter() - start}
-        with artifacts.atomic(stage / FILES["decoder"]) as temporary:
+        with artifacts.atomic(stage / segmentation.FILES["decoder"]) as temporary:
             temporary.write_bytes(safetensors_torch.save(module.cpu().state_dict()))
-        header = dataclasses.replace(header, metrics=numbers, files=FILES)
+        header = dataclasses.replace(header, metrics=numbers, files=segmentation.FILES)
         scores.write(stage, dice.table(rows), header, {"classes": classes})
     record = artifacts.read_header(table).record(table)
     return scores.Result(record, (), dice.lines(numbers)), _failures(table)
@@ -204,7 +122,7 @@ def _classes(splits: Mapping[str, Sequence[masks.Item]], instances: bool) -> lis
 
 
 def _usable(
-    items: Sequence[masks.Item], config: Config, rows: list[dice.Row]
+    items: Sequence[masks.Item], config: segmentation.Config, rows: list[dice.Row]
 ) -> Iterator[masks.Labelled]:
     """Pass crops on; an image that fails becomes a row."""
     for found in masks.random_crops(
@@ -220,7 +138,7 @@ def _test(
     items: Sequence[masks.Item],
     encoder: weights.Encoder,
     module: decoders.Linear,
-    config: Config,
+    config: segmentation.Config,
     classes: int,
     folder: Path,
     rows: list[dice.Row],
@@ -238,8 +156,10 @@ def _test(
             rows.append(dice.failure(item, str(error)))
             continue
         tables[item.id] = metrics.confusion(whole.label, predicted, classes)
-        masks.write_map(folder / FILES["predictions"] / item.file_name, predicted)
-        masks.write_overlay(folder / FILES["overlays"] / item.file_name, whole, predicted)
+        masks.write_map(folder / segmentation.FILES["predictions"] / item.file_name, predicted)
+        masks.write_overlay(
+            folder / segmentation.FILES["overlays"] / item.file_name, whole, predicted
+        )
         progress(number + 1)
     if not tables:
         raise errors.InputError("No image of test can be used.", "look at the paths in the table")

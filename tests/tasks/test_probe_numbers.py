@@ -10,7 +10,7 @@ import safetensors.numpy
 from sklearn import metrics as sklearn_metrics
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.tasks import features, probe
+from pathfm_cli.tasks import features, probe, protocols
 
 
 def embeddings(folder, val=True, name="e.parquet"):
@@ -30,7 +30,7 @@ def embeddings(folder, val=True, name="e.parquet"):
 
 def test_the_artifact_holds_what_its_heads_score(tmp_path):
     source = embeddings(tmp_path)
-    result = probe.probe(source, tmp_path / "out", probe.Config(runs=3))
+    result = probe.probe(source, tmp_path / "out", protocols.Config(runs=3))
     document = json.loads((tmp_path / "out" / "scores.json").read_text())
     heads = safetensors.numpy.load_file(tmp_path / "out" / "heads.safetensors")
     assert heads["weight"].shape == (3, 3, 8) and heads["bias"].shape == (3, 3)
@@ -56,41 +56,41 @@ def test_the_artifact_holds_what_its_heads_score(tmp_path):
 
 def test_a_rerun_is_up_to_date_and_other_settings_clash(tmp_path):
     source, out = embeddings(tmp_path), tmp_path / "p.parquet"
-    config = probe.Config(runs=1)
+    config = protocols.Config(runs=1)
     record = probe.probe(source, out, config).record
     before = out.read_bytes()
     again = probe.probe(source, out, config)
     assert again.notes == ("up to date",) and again.record["id"] == record["id"]
     assert out.read_bytes() == before
     with pytest.raises(errors.OutputClash, match=r"runs=1 \(now 2\)"):
-        probe.probe(source, out, probe.Config(runs=2))
-    other = probe.probe(source, out, probe.Config(runs=2), overwrite=True)
+        probe.probe(source, out, protocols.Config(runs=2))
+    other = probe.probe(source, out, protocols.Config(runs=2), overwrite=True)
     assert other.record["id"] != record["id"]
 
 
 def test_run_r_of_seed_s_is_the_run_of_seed_s_plus_r(tmp_path):
     source = embeddings(tmp_path)
-    many = probe.probe(source, tmp_path / "many", probe.Config(runs=3, seed=5))
-    one = probe.probe(source, tmp_path / "one", probe.Config(runs=1, seed=7))
+    many = probe.probe(source, tmp_path / "many", protocols.Config(runs=3, seed=5))
+    one = probe.probe(source, tmp_path / "one", protocols.Config(runs=1, seed=7))
     table = pl.read_parquet(many.record["path"]).filter(pl.col("run") == 2).drop("run")
     alone = pl.read_parquet(one.record["path"]).filter(pl.col("run") == 0).drop("run")
     assert table.equals(alone)
 
 
 def test_one_run_has_no_deviation(tmp_path):
-    result = probe.probe(embeddings(tmp_path), None, probe.Config(runs=1))
+    result = probe.probe(embeddings(tmp_path), None, protocols.Config(runs=1))
     assert "balanced_accuracy_std" not in result.record["metrics"]
     assert "path" not in result.record
 
 
 def test_without_val_the_warning_is_there(tmp_path):
-    result = probe.probe(embeddings(tmp_path, val=False), None, probe.Config(runs=1))
+    result = probe.probe(embeddings(tmp_path, val=False), None, protocols.Config(runs=1))
     assert "chosen on test" in result.notes[0]
     assert "val_balanced_accuracy" not in result.record["metrics"]
 
 
 def test_plan_says_what_follows(tmp_path):
-    plan = probe.plan(embeddings(tmp_path), tmp_path / "out", probe.Config())
+    plan = probe.plan(embeddings(tmp_path), tmp_path / "out", protocols.Config())
     assert plan["rows"] == {"train": 200, "val": 100, "test": 100}
     assert (plan["batch_size"], plan["steps"], plan["steps_per_epoch"]) == (256, 12_500, 1)
     assert [path.rpartition("/")[2] for path in plan["writes"]] == [
@@ -102,4 +102,4 @@ def test_plan_says_what_follows(tmp_path):
 
 def test_splits_must_differ():
     with pytest.raises(errors.UsageError):
-        probe.Config(train="a", test="a")
+        protocols.Config(train="a", test="a")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+NUCLEI = Path(__file__).parents[2].parent / "shared" / "data" / "patches" / "dsb2018"
+MODEL = ("--model", "random/vit_tiny_patch16_224")
+
+
+def pathfm(*arguments, cwd, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "pathfm_cli", *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATHFM_MODEL": ""},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segment")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        label = np.zeros((224, 240), np.uint16)
+        label[: 100 + 10 * number, :100] = 300
+        shade = 230 - 150 * (label[..., None] > 0) + rng.integers(-9, 9, (224, 240, 3))
+        Image.fromarray(shade.astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(label).save(folder / f"{number}-label.png")
+    frame = pl.DataFrame(
+        {
+            "id": ["a", "b", "c"],
+            "image": ["0.png", "1.png", "2.png"],
+            "label": ["0-label.png", "1-label.png", "2-label.png"],
+            "split": ["train", "train", "test"],
+        }
+    )
+    frame.write_csv(folder / "index.csv")
+    frame.drop("label").write_csv(folder / "unlabelled.csv")
+    frame.with_columns(split=pl.lit("train")).write_csv(folder / "untested.csv")
+    broken = pl.concat([frame, frame[:1].with_columns(id=pl.lit("d"), image=pl.lit("no.png"))])
+    broken.write_csv(folder / "broken.csv")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "notes.txt").write_text("mine")
+    return folder
+
+
+SHORT = ("--instances", "--crops", "8", "--epochs", "20", *MODEL)
+
+
+def test_scores_maps_and_rerun(folder):
+    arguments = ("segment", "--images", "index.csv", *SHORT, "-o", "out")
+    done = pathfm(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["kind"] == "scores"
+    assert record["path"] == str(folder / "out" / "scores.parquet")
+    assert record["metrics"]["dice_micro_foreground"] > 0.5
+    assert Image.open(folder / "out" / "predictions" / "c.png").size == (240, 224)
+    again = pathfm(*arguments, cwd=folder)
+    assert again.returncode == 0 and "up to date" in again.stderr
+    other = pathfm(*arguments, "--seed", "1", cwd=folder)
+    assert other.returncode == 2 and "pathfm: out/scores.parquet was made with" in other.stderr
+    quiet = pathfm(*arguments, "-q", cwd=folder)
+    assert quiet.stdout == record["path"] + "\n"
+
+
+def test_a_broken_image_is_a_row_and_exit_4(folder):
+    done = pathfm("segment", "--images", "broken.csv", *SHORT, "-o", "partial", cwd=folder)
+    assert done.returncode == 4, done.stderr
+    assert "1 of 4 images failed" in done.stderr and "d: the file does not exist" in done.stderr
+    assert json.loads(done.stdout)["failed"] == 1
+
+
+def test_dry_run(folder):
+    done = pathfm("segment", "--images", "index.csv", *SHORT, "-o", "new", "-n", cwd=folder)
+    plan = json.loads(done.stdout)
+    assert plan["images"] == {"train": 2, "test": 1}
+    assert (plan["crops"], plan["epochs"], plan["size_px"], plan["stride_px"]) == (8, 20, 224, 194)
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--images", "index.csv", *MODEL, "--decoder", "mask"), 2, "no decoder 'mask'"),
+        (("--images", "index.csv", *MODEL, "--crops", "0"), 2, "--crops 0"),
+        (("--images", "index.csv", *MODEL), 2, "holds the label 300"),
+        (("--images", "index.csv"), 2, "needs a model"),
+        (("--images", "unlabelled.csv", *MODEL), 2, "no column label"),
+        (("--images", "untested.csv", *MODEL), 3, "the splits are train"),
+        (("--images", "absent.csv", *MODEL), 3, "does not exist"),
+        (("--images", "index.csv", *MODEL, "-o", "taken"), 2, "holds notes.txt already"),
+    ],
+)
+def test_wrong_input(folder, arguments, code, message):
+    chosen = arguments if "-o" in arguments else (*arguments, "-o", "wrong")
+    done = pathfm("segment", *chosen, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("pathfm: random/")]
+    assert lines[0].startswith("pathfm: ") and message in lines[0]
+    assert lines[1].startswith("hint: ") and len(lines) == 2
+    assert not list(folder.glob("wrong*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NUCLEI.exists(), reason="needs the nuclei images of ../shared/data")
+def test_nuclei_are_found_by_a_random_encoder(tmp_path):
+    done = pathfm(
+        *("segment", "--images", str(NUCLEI / "index.csv"), "--instances"),
+        *("--model", "random/vit_small_patch16_224", "-o", "out"),
+        cwd=tmp_path,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["metrics"]
+    assert (found["n_train"], found["n_test"]) == (36, 19)
+    # Calling everything foreground scores 2 s / (1 + s) with s the share of foreground.
+    share = found["foreground_share"]
+    assert found["dice_micro_foreground"] > 2 * share / (1 + share) + 0.1
