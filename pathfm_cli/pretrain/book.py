@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from pathfm_cli.pretrain import (
     place,
     recipe,
 )
+
+log = logging.getLogger("pathfm.pretrain")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Book:
         self._logged = first
         self._waited_s = 0.0
         self._failed = 0
+        self._named: set[str] = set()
 
     def timed(self, batches: Iterator[stream.Batch]) -> Iterator[stream.Batch]:
         """Pass batches on; the time spent waiting for them becomes `stall`."""
@@ -66,7 +70,7 @@ class Book:
     def count(self, outcome: dino.Outcome, batch: stream.Batch) -> None:
         """Count a step and, where one is due, write a line."""
         self.step += 1
-        self._failed += len(batch.failed)
+        self._note(batch.failed)
         last = self.step == self.job.settings.train.steps
         if self.due(self.job.settings.train.log_every) or last:
             self._write(outcome)
@@ -91,10 +95,19 @@ class Book:
             return
         self._log.close()
         run = self.job.run
-        last = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
-        shown = {name: last[name] for name in ("step", "loss", "teacher_entropy")}
+        lines = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
+        shown = {name: lines[-1][name] for name in ("step", "loss", "teacher_entropy")}
+        shown["failed_patches"] = sum(line["failed_patches"] for line in lines)
         header = dataclasses.replace(self.job.header, metrics=shown)
         export.export(run, method.teacher.backbone, self._info(method), header)
+
+    def _note(self, failures: Sequence[stream.Failure]) -> None:
+        """Count replaced patches; name each slide that gives some once."""
+        self._failed += len(failures)
+        for failure in failures:
+            if failure.slide not in self._named:
+                self._named.add(failure.slide)
+                log.warning("a patch was replaced by another: %s", failure.error)
 
     def _write(self, outcome: dino.Outcome) -> None:
         shares = torch.stack([outcome.loss, outcome.teacher_entropy]).cpu() / self.here.world_size

@@ -39,12 +39,12 @@ class Log:
         self._file.close()
 
 
-def table(source: Path, target: Path) -> dict[str, Any]:
-    """Write the lines as Parquet, atomically; return the last one."""
+def table(source: Path, target: Path) -> list[dict[str, Any]]:
+    """Write the lines as Parquet, atomically, and return them."""
     lines = _lines(source)
     with artifacts.atomic(target) as temporary:
         pl.DataFrame(lines).write_parquet(temporary, compression="zstd")
-    return lines[-1]
+    return lines
 
 
 def last_step(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Whole runs in this process: resume, metrics, files. What is compared is bytes, not closeness."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import torch
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, errors
+from pathfm_cli.data import stream
 from pathfm_cli.pretrain import (
     augment,
     book,
@@ -224,3 +226,21 @@ def test_a_run_on_patches_takes_their_first_rows(tissue, micro, tmp_path):
     whole(patches, path, micro())
     parents = artifacts.read_header(path).parents
     assert parents == (f"patches:{artifacts.read_header(patches).id}",)
+
+
+def test_replaced_patches_are_counted_and_named_once(
+    tissue, settings, tmp_path, monkeypatch, caplog
+):
+    plain = stream.batches
+
+    def with_failures(*arguments, **options):
+        for number, batch in enumerate(plain(*arguments, **options)):
+            lost = (stream.Failure(7, "s1", "s1: tile 3 is damaged"),) * (number in (2, 5))
+            yield dataclasses.replace(batch, failed=lost)
+
+    monkeypatch.setattr(stream, "batches", with_failures)
+    path = whole(tissue, tmp_path / "run", settings)
+    assert [row["step"] for row in lines(path) if row["failed_patches"]] == [3, 6]
+    assert artifacts.read_header(path).metrics["failed_patches"] == 2
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["a patch was replaced by another: s1: tile 3 is damaged"]

@@ -65,6 +65,8 @@ def test_chances_are_those_of_the_recipe():
         assert getattr(many, name).mean() == pytest.approx(chance, abs=0.01)
     blurred = (many.sigma_px > 0).mean(axis=0)
     np.testing.assert_allclose(blurred, [1.0, 0.1, *[0.5] * 8], atol=0.03)
+    strengths = many.sigma_px[:, 2:][many.sigma_px[:, 2:] > 0]
+    assert (strengths.mean(), strengths.std()) == pytest.approx((1.05, 1.9 / 12**0.5), abs=0.02)
     solarised = many.solarise.mean(axis=0)
     np.testing.assert_allclose(solarised, [0, 0.2, *[0] * 8], atol=0.03)
     assert many.sigma_px[:, 0].min() >= 0.1 and many.sigma_px.max() <= 2.0
