@@ -102,9 +102,15 @@ def _pen(density: npt.NDArray[np.float32], mpp: float) -> npt.NDArray[np.bool_]:
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     cold = (red - green > 0.12) | ((red - green > 0.04) & (red - blue > 0.30))
     warm = (green - red > 0.45) & (blue > 0.8 * green)
-    image = Image.fromarray((cold | warm).astype(np.uint8))
     radius_px = max(1, round(PEN_WIDTH_UM / 2 / mpp))
     margin_px = max(1, round(PEN_MARGIN_UM / mpp))
-    image = image.filter(ImageFilter.MinFilter(2 * radius_px + 1))
-    image = image.filter(ImageFilter.MaxFilter(2 * (radius_px + margin_px) + 1))
-    return np.asarray(image).astype(np.bool_)
+    core = _neighbours(cold | warm, radius_px) == (2 * radius_px + 1) ** 2
+    return _neighbours(core, radius_px + margin_px) > 0
+
+
+def _neighbours(mask: npt.NDArray[np.bool_], radius_px: int) -> npt.NDArray[np.int32]:
+    """True pixels in the square of `2 * radius_px + 1` around each pixel."""
+    side = 2 * radius_px + 1
+    sums = np.pad(mask, ((radius_px + 1, radius_px),) * 2).cumsum(0, np.int32).cumsum(1, np.int32)
+    rows = sums[side:] - sums[:-side]
+    return rows[:, side:] - rows[:, :-side]
