@@ -38,3 +38,9 @@ def shift_px0(values: np.ndarray, expected_px0: np.ndarray) -> float:
     terms = np.stack([np.sin(phase), np.cos(phase), np.ones_like(phase)], -1)
     sine, cosine, _ = np.linalg.lstsq(terms, values, rcond=None)[0]
     return float(np.arctan2(cosine, sine) * WAVE_PX0 / (2 * np.pi))
+
+
+def noise(size: tuple[int, int], factor: int) -> np.ndarray:
+    """Grey values without any relation to their neighbours."""
+    shape = (size[1] // factor, size[0] // factor, 3)
+    return np.random.default_rng(factor).integers(0, 256, shape, np.uint8)

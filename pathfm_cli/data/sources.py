@@ -87,18 +87,32 @@ def _expand(argument: str) -> list[Source]:
 
 
 def _folder(folder: Path) -> list[Source]:
+    """Slides in a folder and below it; links to folders are followed, each folder once."""
     suffixes = READABLE + FOREIGN
-    files = [
-        Path(parent) / name
-        for parent, folders, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    ]
-    if not files:
+    found: list[Source] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_unlisted, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [
+            _source(Path(parent) / name)
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    if not found:
         raise errors.InputError(
             f"{folder} holds no slide.", f"looked for {' '.join(suffixes)} in it and below"
         )
-    return [_source(file) for file in files]
+    return found
+
+
+def _unlisted(error: OSError) -> None:
+    raise errors.InputError(
+        f"{error.filename} cannot be listed: {error.strerror}.", "name the slides themselves"
+    ) from error
 
 
 def _table(path: Path) -> list[Source]:
@@ -128,4 +142,8 @@ def _table(path: Path) -> list[Source]:
 
 def _source(path: Path) -> Source:
     absolute = os.path.abspath(path)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError as error:
+        raise errors.UsageError(f"{absolute!a} is no UTF-8 name.", "rename the file") from error
     return Source(slide_id(absolute), absolute)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import polars as pl
@@ -41,6 +42,20 @@ def test_a_folder_and_what_is_below_it(tree: Path) -> None:
     found = sources.expand([str(tree)])
     assert names(found) == ["a", "b", "c", "d"]
     assert found[0].path == str(tree / "sub" / "a.ome.tif")
+
+
+def test_linked_folders_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
+    (tree / "sub" / "loop").symlink_to(tree)
+    (tree / "start").mkdir()
+    (tree / "start" / "linked").symlink_to(tree / "sub" / "deep")
+    assert names(sources.expand([str(tree / "start")])) == ["c"]
+    assert names(sources.expand([str(tree / "sub")])) == ["a", "b", "c", "d"]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.svs")).touch()
+    with pytest.raises(errors.UsageError, match="is no UTF-8 name"):
+        sources.expand([str(tmp_path)])
 
 
 def test_globs_files_and_repeats(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

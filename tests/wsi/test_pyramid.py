@@ -169,11 +169,13 @@ def test_shrinking_tissue_is_close_to_the_area_mean(real: cohort.Cohort) -> None
     assert 10 * np.log10(255**2 / error) > 45
 
 
-def test_margins_leave_no_seam(make_pyramid: MakePyramid, tmp_path: Path) -> None:
-    slide, reader = opened(make_pyramid(), tmp_path)
-    large = reader.read_patch(slide, 100.0, 100.0, 0.4, 120)
-    part = reader.read_patch(slide, 100.0 + 40 * 1.6, 100.0 + 40 * 1.6, 0.4, 60)
-    assert np.abs(large[40:100, 40:100].astype(int) - part).max() <= 1
+@pytest.mark.parametrize("mpp", [0.25, 0.3, 0.4, 0.49])
+def test_margins_leave_no_seam(make_pyramid: MakePyramid, tmp_path: Path, mpp: float) -> None:
+    slide, reader = opened(make_pyramid(pattern=ramps.noise), tmp_path)
+    corner = 40 * mpp / 0.25
+    large = reader.read_patch(slide, 100.5, 100.5, mpp, 120).astype(int)
+    part = reader.read_patch(slide, 100.5 + corner, 100.5 + corner, mpp, 60)
+    assert np.abs(large[40:100, 40:100] - part).max() <= 1
 
 
 def test_white_outside(make_pyramid: MakePyramid, tmp_path: Path) -> None:
