@@ -4,6 +4,8 @@ Glass, dust and black borders are neutral: their optical density is alike in all
 not. So the feature is the spread of the three optical densities, which grows in proportion to the
 amount of stain. Otsu's threshold (N. Otsu, IEEE Trans. SMC 9, 1979) on its square root is kept
 within fixed bounds, because a slide without glass or without tissue has only one class to split.
+Two limits: fat whose membranes are thin counts as glass, and stains in the colours of marker
+(trichrome, Alcian blue) count as marker.
 """
 
 from __future__ import annotations
@@ -113,4 +115,5 @@ def _neighbours(mask: npt.NDArray[np.bool_], radius_px: int) -> npt.NDArray[np.i
     side = 2 * radius_px + 1
     sums = np.pad(mask, ((radius_px + 1, radius_px),) * 2).cumsum(0, np.int32).cumsum(1, np.int32)
     rows = sums[side:] - sums[:-side]
-    return rows[:, side:] - rows[:, :-side]
+    counts: npt.NDArray[np.int32] = rows[:, side:] - rows[:, :-side]
+    return counts
