@@ -175,7 +175,7 @@ static Outcome decode_rectangle(Job *job, const Request *request)
 static Outcome run(Job *job, const Request *request, const Py_buffer *prefix,
                    const Py_buffer *data)
 {
-    Outcome outcome = DAMAGED;
+    Outcome outcome;
     memset(job, 0, sizeof *job);
     job->decoder.err = jpeg_std_error(&job->errors);
     job->errors.error_exit = on_error;
