@@ -95,8 +95,9 @@ def run(
         failed += row["error"] is not None
         if max_failed is not None and failed > max_failed:
             raise errors.TooManyFailures(
-                f"{failed} slides failed, more than --max-failed {max_failed}; the last is "
-                f"{row['slide']}: {row['error']}."
+                f"{failed} of the slides so far failed, --max-failed is {max_failed}; the last is "
+                f"{row['slide']}: {row['error']}.",
+                "a larger --max-failed, or none, makes them rows with an error",
             )
         progress(len(rows), len(plan.files))
     frame = _frame(rows, plan.extras)

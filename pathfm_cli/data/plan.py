@@ -125,8 +125,8 @@ def prepare(
     extras, notes = _extras(listed, table)
     files = tuple(_file(source, root) for source in listed)
     settings: dict[str, Any] = {
-        "files": _digest([[file.uri, file.size_bytes, file.etag] for file in files]),
-        "metadata": _digest(extras.rows()) if extras.width > 1 else "",
+        "files": _digest([[f.source.slide, f.uri, f.size_bytes, f.etag] for f in files]),
+        "metadata": _digest([extras.columns, extras.rows()]) if extras.width > 1 else "",
         "mpp_override": dict(sorted(overrides.items())),
     }
     companions = {}

@@ -64,11 +64,6 @@ class Level:
         """Tiles in a row."""
         return -(-self.width_px // self.tile_width_px)
 
-    @property
-    def rows(self) -> int:
-        """Tiles in a column."""
-        return -(-self.height_px // self.tile_height_px)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slide:
@@ -93,9 +88,9 @@ class Slide:
         if row["error"] is not None or not row["levels"] or not row["mpp"]:
             raise errors.SlideError(row["error"] or f"{row['slide']}: its row is damaged")
         size = (row["width_px0"], row["height_px0"])
-        levels = tuple(_level(fields, size) for fields in row["levels"])
-        if any(level.columns * level.rows != level.place.tiles for level in levels):
+        if not all(_plausible(fields, size) for fields in row["levels"]):
             raise errors.SlideError(f"{row['slide']}: its row is damaged")
+        levels = tuple(_level(fields, size) for fields in row["levels"])
         return cls(
             slide=row["slide"],
             uri=row["uri"],
@@ -136,6 +131,17 @@ def grid_scale(size_px0: tuple[int, int], size_px: tuple[int, int]) -> tuple[flo
     ):
         return float(factor), float(factor)
     return size_px0[0] / size_px[0], size_px0[1] / size_px[1]
+
+
+def _plausible(fields: Mapping[str, Any], size_px0: tuple[int, int]) -> bool:
+    """Whether a level has a size and as many tiles as that needs."""
+    width, height = fields["width_px"], fields["height_px"]
+    tile_width, tile_height = fields["tile_width_px"], fields["tile_height_px"]
+    if not (0 < width <= size_px0[0] and 0 < height <= size_px0[1]):
+        return False
+    if tile_width <= 0 or tile_height <= 0:
+        return False
+    return bool(-(-width // tile_width) * -(-height // tile_height) == fields["tiles"])
 
 
 def _level(fields: Mapping[str, Any], size_px0: tuple[int, int]) -> Level:

@@ -100,9 +100,11 @@ def test_max_failed(run: Run, slides: Path, tmp_path: Path) -> None:
     (slides / "c.svs").write_bytes(b"bad")
     done = run("slides", "-o", "s.parquet", "--max-failed", "0")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(
-        "pathfm: 1 slides failed, more than --max-failed 0; the last is c"
+    first, hint = done.stderr.splitlines()
+    assert first.startswith(
+        "pathfm: 1 of the slides so far failed, --max-failed is 0; the last is c"
     )
+    assert hint.startswith("hint: ")
     assert os.listdir(tmp_path) == ["slides"]
 
 

@@ -299,6 +299,23 @@ def test_missing_tiles_are_white(make_pyramid: MakePyramid, tmp_path: Path) -> N
     np.testing.assert_array_equal(reader.read_region(slide, 0, 0, 0, 1024, 768), expected)
 
 
+def test_a_tile_beyond_4_gib(make_pyramid: MakePyramid, tmp_path: Path) -> None:
+    path = make_pyramid(bigtiff=True, factors=(1,))
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        data = raw.read(count)
+        raw.seek(offset)
+        raw.write(bytes(count))
+        raw.seek(5 << 30)  # the file is sparse: it takes no room
+        raw.write(data)
+    patched(path, 324, 0, 5, 5 << 30)
+    slide, reader = opened(path, tmp_path)
+    expected = ramp((1024, 768), 1)[:64, 300:400]
+    np.testing.assert_array_equal(reader.read_region(slide, 300, 0, 0, 100, 64), expected)
+
+
 def test_a_corrupt_tile_is_named_and_others_read_on(
     make_pyramid: MakePyramid, tmp_path: Path
 ) -> None:
@@ -406,6 +423,9 @@ def test_rows_that_cannot_be_slides(make_pyramid: MakePyramid, tmp_path: Path) -
     for change in ({"error": "bad"}, {"levels": None}, {"mpp": None}, {"mpp": 0.0}):
         with pytest.raises(errors.SlideError):
             pyramid.Slide.from_row({**row, **change})
-    levels = [{**row["levels"][0], "width_px": 5}]
+    for name, value in (("width_px", 5), ("height_px", 0), ("width_px", 9999), ("tiles", 1)):
+        levels = [{**row["levels"][0], name: value}]
+        with pytest.raises(errors.SlideError, match="damaged"):
+            pyramid.Slide.from_row({**row, "levels": levels})
     with pytest.raises(errors.SlideError, match="damaged"):
-        pyramid.Slide.from_row({**row, "levels": levels})
+        pyramid.Slide.from_row({**row, "levels": [{**row["levels"][0], "tile_width_px": 0}]})
