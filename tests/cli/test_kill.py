@@ -16,6 +16,7 @@ from pathfm_cli import artifacts
 
 DEMO_SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
 KILLS = 10
+SHORT = "--set train.steps=8 --set optim.warmup_epochs=0 --set train.checkpoint_every=1".split()
 
 
 def command(*arguments: str) -> list[str]:
