@@ -22,7 +22,7 @@ def index(
     ] = None,
     mpp_override: Annotated[
         list[str] | None,
-        typer.Option(help="SLIDE=MPP sets one; MPP is for slides without a trustworthy one."),
+        typer.Option(metavar="[SLIDE=]MPP", help="Set one slide's mpp, or all that lack one."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Store paths relative to this folder.")] = None,
     max_failed: options.MaxFailed = None,
@@ -41,13 +41,12 @@ def index(
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
-    overrides = mpp_override or ()
-    planning.check(out, metadata, overrides, root, overwrite=overwrite)
+    planning.check(out, metadata, mpp_override or (), root, overwrite=overwrite)
     handles = pipe.lines("index", slides or (), "slides")
     named = [handle.path for handle in handles if handle.kind is None]
     if not named:
         raise errors.InputError("stdin named no slide.", "find . -name '*.svs' | pathfm index -")
-    plan = planning.prepare(named, out, metadata, overrides, root, overwrite=overwrite)
+    plan = planning.prepare(named, out, metadata, mpp_override or (), root, overwrite=overwrite)
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())
