@@ -74,7 +74,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
         with _environment(count, file):
-            run = api.elastic_launch(_config(count), sys.executable)
+            run = api.elastic_launch(_config(count, scratch), sys.executable)
             try:
                 run("-m", WORKER, *arguments)
             except multiprocessing.SignalException as error:
@@ -91,7 +91,8 @@ def _silence(package: str) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _config(count: int) -> Any:
+def _config(count: int, scratch: str) -> Any:
+    from torch.distributed.elastic import multiprocessing
     from torch.distributed.launcher import api
 
     options: dict[str, Any] = {}
@@ -105,6 +106,7 @@ def _config(count: int) -> Any:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
+        logs_specs=multiprocessing.DefaultLogsSpecs(log_dir=scratch),
         run_id="pathfm",
         rdzv_backend="static",
         rdzv_endpoint=f"127.0.0.1:{_free_port()}",
