@@ -9,7 +9,9 @@ import typer
 
 from pathfm_cli.cli import encoder, options, output, pipe, progress
 
-Column = Annotated[str | None, typer.Option(metavar="COLUMN", show_default="the same name")]
+
+def _column(what: str) -> Any:
+    return typer.Option(metavar="COLUMN", help=f"Column of the table or slides with the {what}.")
 
 
 def embed(
@@ -31,10 +33,10 @@ def embed(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Channel mean in 0..1: 0.5 or R,G,B.")] = None,
     std: Annotated[str | None, typer.Option(help="Channel deviation: 0.5 or R,G,B.")] = None,
-    label: Column = None,
-    split: Column = None,
-    group: Column = None,
-    slide: Column = None,
+    label: Annotated[str | None, _column("class")] = None,
+    split: Annotated[str | None, _column("split")] = None,
+    group: Annotated[str | None, _column("group, as patients")] = None,
+    slide: Annotated[str | None, _column("slide")] = None,
     mpp: Annotated[str | None, typer.Option(help="Grid over tissue: um/px, as 0.5,1.")] = None,
     size: Annotated[int | None, typer.Option(help="Grid: side of a patch, px (256).")] = None,
     stride: Annotated[int | None, typer.Option(help="Grid: distance, px (the size).")] = None,

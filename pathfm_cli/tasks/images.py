@@ -28,7 +28,7 @@ MAX_IMAGE_PX = 64_000_000
 MAX_ASPECT = 16
 """Longest side in shortest sides; beyond it the resize would grow without bound."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000")
 _PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _LAYOUTS = "expected CLASS/*, SPLIT/CLASS/*, SPLIT/* or plain files"
