@@ -19,7 +19,6 @@ from pathfm_cli.tasks import masks, segmentation
 
 ORDER = 104
 """Purpose of the random numbers that order the crops of an epoch."""
-Report = Callable[[int, int], None]
 
 
 class Linear(nn.Module):
@@ -64,7 +63,7 @@ def fit(
     name: str,
     training: segmentation.Training,
     seed: int,
-    progress: Report,
+    advance: Callable[[int], None],
 ) -> Linear:
     """Train a decoder on cached tokens of crops.
 
@@ -75,7 +74,7 @@ def fit(
         name: which decoder.
         training: how.
         seed: orders the crops.
-        progress: called with (steps done, steps).
+        advance: called with 1 after each step.
     """
     module = DECODERS[name](tokens_NhwD.shape[-1], classes).to(tokens_NhwD.device)
     optimiser = torch.optim.AdamW(
@@ -96,5 +95,5 @@ def fit(
             loss.backward()
             optimiser.step()
             done += 1
-            progress(done, steps)
+            advance(1)
     return module.eval()

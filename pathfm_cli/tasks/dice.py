@@ -45,8 +45,10 @@ def rows(tables: Mapping[str, metrics.Counts], classes: Sequence[str]) -> list[R
         classes: names; position 0 is background.
 
     Raises:
-        errors.InputError: no image has foreground.
+        errors.InputError: there is no image, or none has foreground.
     """
+    if not tables:
+        raise errors.InputError("No image of test can be used.", "look at the paths in the table")
     pooled = np.sum(list(tables.values()), axis=0)
     if not pooled[1:].any():
         raise errors.InputError("The label maps of test hold no foreground.", "0 is background")

@@ -68,32 +68,22 @@ def segment(
     start = time.perf_counter()
     splits = segmentation.split(items)
     classes = _classes(splits, config.instances)
-    steps = config.training.steps(config.crops)
-    total = config.crops + steps + len(splits["test"])
+    advance = _counter(config, len(splits["test"]), progress)
     rows: list[dice.Row] = []
-    crops = tokens.cache(
-        _usable(splits["train"], config, rows), config.crops, encoder, lambda n: progress(n, total)
-    )
+    crops = tokens.cache(_usable(splits["train"], config, rows), config.crops, encoder, advance)
     module = decoders.fit(
-        *crops,
-        len(classes),
-        config.decoder,
-        config.training,
-        config.seed,
-        lambda n, _: progress(config.crops + n, total),
+        *crops, len(classes), config.decoder, config.training, config.seed, advance
     )
     n_train = len(splits["train"]) - len(rows)
     with _staged(out, header.id) as stage:
-        tables = _test(
-            splits["test"],
-            encoder,
-            module,
-            config,
-            len(classes),
-            stage,
-            rows,
-            lambda n: progress(config.crops + steps + n, total),
-        )
+        tables = {}
+        for item in splits["test"]:
+            try:
+                whole = masks.read(item, instances=config.instances)
+                tables[item.id] = _score(whole, item, encoder, module, config, stage)
+            except errors.SlideError as error:
+                rows.append(dice.failure(item, str(error)))
+            advance(1)
         rows += dice.rows(tables, classes)
         numbers = dice.numbers(rows) | {"n_train": n_train, "n_test": len(tables)}
         numbers |= {"classes": len(classes), "seconds": time.perf_counter() - start}
@@ -105,19 +95,32 @@ def segment(
     return scores.Result(record, (), dice.lines(numbers)), _failures(table)
 
 
+def _counter(config: segmentation.Config, images: int, progress: Report) -> Callable[[int], None]:
+    """A function that adds to what is done and reports it."""
+    total = config.crops + config.training.steps(config.crops) + images
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return advance
+
+
 def _classes(splits: Mapping[str, Sequence[masks.Item]], instances: bool) -> list[str]:
     """Names of the classes: the numbers up to the largest in a label map of train."""
+    known, tested = (max(masks.largest(item) for item in splits[s]) for s in ("train", "test"))
+    if not (known and tested):
+        empty = "test" if known else "train"
+        raise errors.InputError(f"The label maps of {empty} hold no foreground.", "0 is background")
     if instances:
         return ["background", "foreground"]
-    known = max(masks.largest(item) for item in splits["train"])
-    for item in splits["test"]:
-        if (found := masks.largest(item)) > known:
-            raise errors.InputError(
-                f"{item.label} has the class {found}; those of train end at {known}.",
-                "--instances if these are numbers of objects",
-            )
-    if known == 0:
-        raise errors.InputError("The label maps of train hold no foreground.", "0 is background")
+    if tested > known:
+        raise errors.InputError(
+            f"A label map of test has the class {tested}; those of train end at {known}.",
+            "--instances if these are numbers of objects",
+        )
     return ["background", *map(str, range(1, known + 1))]
 
 
@@ -134,36 +137,23 @@ def _usable(
             rows.append(dice.failure(*found))
 
 
-def _test(
-    items: Sequence[masks.Item],
+def _score(
+    whole: masks.Labelled,
+    item: masks.Item,
     encoder: weights.Encoder,
     module: decoders.Linear,
     config: segmentation.Config,
-    classes: int,
     folder: Path,
-    rows: list[dice.Row],
-    progress: Callable[[int], None],
-) -> dict[str, metrics.Counts]:
-    """Predict and draw every test image; confusion table by id, failures into `rows`."""
-    tables = {}
-    for number, item in enumerate(items):
-        try:
-            whole = masks.read(item, instances=config.instances)
-            predicted = tokens.predict(
-                whole.image, encoder, module, classes, config.size_px, config.stride_px
-            )
-        except errors.SlideError as error:
-            rows.append(dice.failure(item, str(error)))
-            continue
-        tables[item.id] = metrics.confusion(whole.label, predicted, classes)
-        masks.write_map(folder / segmentation.FILES["predictions"] / item.file_name, predicted)
-        masks.write_overlay(
-            folder / segmentation.FILES["overlays"] / item.file_name, whole, predicted
-        )
-        progress(number + 1)
-    if not tables:
-        raise errors.InputError("No image of test can be used.", "look at the paths in the table")
-    return tables
+) -> metrics.Counts:
+    """Predict a test image, write its label map and picture, and count its pixels."""
+    classes = module.classify.out_features
+    predicted = tokens.predict(
+        whole.image, encoder, module, classes, config.size_px, config.stride_px
+    )
+    maps, pictures = (folder / segmentation.FILES[name] for name in ("predictions", "overlays"))
+    masks.write_map(maps / item.file_name, predicted)
+    masks.write_overlay(pictures / item.file_name, whole, predicted)
+    return metrics.confusion(whole.label, predicted, classes)
 
 
 def _failures(table: Path) -> list[tuple[str, str]]:

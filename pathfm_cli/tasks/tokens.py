@@ -57,7 +57,7 @@ def cache(
     crops: Iterable[masks.Labelled],
     count: int,
     encoder: weights.Encoder,
-    progress: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode crops once.
 
@@ -65,7 +65,7 @@ def cache(
         crops: squares of S pixels.
         count: the most that come.
         encoder: a vision transformer.
-        progress: called with the crops done.
+        advance: called with the crops of each batch.
 
     Returns:
         (N, h, w, D) float32 tokens and (N, S, S) uint8 classes, on the encoder's device.
@@ -88,7 +88,7 @@ def cache(
         tokens_NhwD[done:until] = found
         labels_NSS[done:until] = torch.from_numpy(np.stack([crop.label for crop in batch]))
         done = until
-        progress(done)
+        advance(len(batch))
     if not done:
         raise errors.InputError("No image of train can be used.", "look at the paths in the table")
     return tokens_NhwD[:done], labels_NSS[:done]

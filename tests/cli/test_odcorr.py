@@ -3,14 +3,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from pathfm_cli import artifacts
+from pathfm_cli.model import export, vit
+
+SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
 
 
 def pathfm(*arguments, cwd, stdin=None):
@@ -132,7 +137,7 @@ def test_dry_run_names_what_it_would_do(folder):
         (["scores.parquet"], 3, "is of kind scores"),
         (["collapsed.npy", "--max", "1"], 3, "two rows that are not constant"),
         (["nan.npy", "--max", "1"], 3, "row 0 holds NaN"),
-        (["e.parquet", "-o", "notes.parquet"], 2, "holds no pathfm scores"),
+        (["e.parquet", "-o", "notes.parquet"], 2, "is no pathfm artifact"),
         (["e.parquet", "-o", "z.npy"], 2, "cannot hold scores"),
         ([], 2, "name it, or pipe it in"),
     ],
@@ -148,5 +153,69 @@ def test_wrong_input(folder, arguments, code, message):
 
 def test_an_occupied_output_fails_before_stdin_is_read(folder):
     done = pathfm("odcorr", "-o", "notes.parquet", cwd=folder, stdin="nonsense\n")
-    assert done.returncode == 2 and "holds no pathfm scores" in done.stderr
+    assert done.returncode == 2 and "is no pathfm artifact" in done.stderr
     assert (folder / "notes.parquet").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run as `pretrain` leaves it: an exported encoder and the patches it is judged on."""
+    folder = tmp_path_factory.mktemp("run")
+    for arguments in (
+        ("index", str(SLIDE), "-o", "s.parquet"),
+        ("mask", "s.parquet", "-o", "t.parquet"),
+        ("sample", "t.parquet", "--n", "24", "--mpp", "1", "--size", "64", "-o", "p.parquet"),
+        ("sample", "t.parquet", "--n", "9", "--mpp", "1", "--size", "64", "-o", "q.parquet"),
+    ):
+        done = pathfm(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    (folder / "run").mkdir()
+    (folder / "bare").mkdir()
+    shutil.copy(folder / "p.parquet", folder / "run" / "patches.parquet")
+    encoder = vit.build("vit_tiny_patch16_224", depth=2)
+    half = (0.5, 0.5, 0.5)
+    info = export.Info(
+        arch="vit_tiny_patch16_224",
+        kwargs={"depth": 2, "dynamic_img_size": True},
+        image_size_px=64,
+        mean=half,
+        std=half,
+    )
+    header = artifacts.Header(kind="checkpoint", settings={"a": 1})
+    export.export(folder / "run", encoder, info, header)
+    export.export(folder / "bare", encoder, info, header)
+    return folder
+
+
+def test_a_run_is_measured_on_the_patches_it_recorded(run_folder):
+    done = pathfm("odcorr", "run/", "--json", cwd=run_folder)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    embed = pathfm("embed", "p.parquet", "--model", "run", "-o", "e.parquet", cwd=run_folder)
+    assert embed.returncode == 0, embed.stderr
+    same = json.loads(pathfm("odcorr", "e.parquet", cwd=run_folder).stdout)
+    assert record["id"] == same["id"]
+    assert record["metrics"]["odcorr"] == pytest.approx(same["metrics"]["odcorr"], abs=1e-9)
+    line = json.dumps(
+        {"schema": "pathfm.artifact/1", "kind": "checkpoint", "path": "run/teacher.safetensors"}
+    )
+    piped = pathfm("odcorr", "--max", "0.001", cwd=run_folder, stdin=line + "\n")
+    assert piped.returncode == 5
+    assert json.loads(piped.stdout)["metrics"]["n"] == 24
+
+
+def test_a_run_on_other_patches(run_folder):
+    missing = pathfm("odcorr", "bare", cwd=run_folder)
+    assert missing.returncode == 3 and "bare recorded no patches" in missing.stderr
+    assert "hint: pathfm odcorr bare --patches p.parquet" in missing.stderr
+    done = pathfm("odcorr", "bare", "--patches", "q.parquet", "--json", cwd=run_folder)
+    assert json.loads(done.stdout)["metrics"]["n"] == 9
+    plan = pathfm("odcorr", "run", "--patches", "q.parquet", "-n", "-o", "new", cwd=run_folder)
+    assert json.loads(plan.stdout)["rows"] == 9
+    wrong = pathfm("odcorr", "run", "--patches", "t.parquet", cwd=run_folder)
+    assert wrong.returncode == 3 and "is of kind tissue" in wrong.stderr
+
+
+def test_patches_without_a_run(folder):
+    done = pathfm("odcorr", "z.npy", "--patches", "p.parquet", cwd=folder)
+    assert done.returncode == 2 and "--patches goes with a run" in done.stderr

@@ -44,3 +44,5 @@ def test_a_class_that_never_occurs_takes_no_part():
 def test_no_foreground_is_an_error():
     with pytest.raises(errors.InputError, match="no foreground"):
         dice.rows({"b": B}, ["background", "x", "y"])
+    with pytest.raises(errors.InputError, match="No image of test"):
+        dice.rows({}, ["background", "x", "y"])

@@ -143,6 +143,14 @@ def test_the_state_kept_is_the_best_one():
     torch.testing.assert_close(fit.heads.weight_RKC[1], kept[0])
 
 
+def test_a_tie_is_no_improvement_and_runs_stop_alone():
+    watch = heads._Watch(runs=2, patience=2)
+    steps = [([0, 1], (0.5, 0.5)), ([0, 1], (0.5, 0.6)), ([0, 1], (0.4, 0.7)), ([1], (0.7,))]
+    found = [watch.update(runs, i, np.array(values)) for i, (runs, values) in enumerate(steps)]
+    assert found == [([0, 1], [0, 1]), ([1], [0, 1]), ([1], [1]), ([], [0])]
+    assert (watch.best_step, watch.last_step) == ([0, 2], [2, 3])
+
+
 def test_the_last_epoch_is_cut_at_the_last_step():
     train = blobs(600)
     fit = heads.fit(train, train, 3, dataclasses.replace(PAPER, steps=4, patience=1.0), [0])

@@ -75,6 +75,14 @@ def test_constant_rows_are_left_out_and_counted(count):
     assert found.rankme == pytest.approx(rankme(clean), rel=1e-9)
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7, 1e5 / 3, 1e-12])
+@pytest.mark.parametrize("width", [97, 100, 1000])
+def test_round_off_does_not_hide_a_constant_row(value, width):
+    z = np.random.default_rng(1).standard_normal((20, width))
+    z[5] = value
+    assert odcorr.measure([z], *z.shape).constant_rows == 1
+
+
 def test_a_large_mean_is_no_constant_row():
     z = 1e6 + np.random.default_rng(2).standard_normal((50, 10))
     assert odcorr.measure([z], 50, 10).constant_rows == 0
