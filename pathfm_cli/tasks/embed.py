@@ -9,8 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,7 @@ def embed(
     if record := artifacts.finished(out, header, overwrite=overwrite):
         return Embedded(record, False, _failures(pl.scan_parquet(Path(out))))
     parts = artifacts.Parts(out, header)
-    _write_parts(data, encoder, parts, reading or Reading(), progress)
-    failures = _failures(parts.scan())
+    failures = _write_parts(data, encoder, parts, reading or Reading(), progress)
     attached = {} if data.table is None else {"slides": _slides(data, data.table)}
     record = artifacts.write_table(out, parts.scan(), header, attached=attached)
     parts.discard()
@@ -138,37 +138,54 @@ def _write_parts(
     parts: artifacts.Parts,
     reading: Reading,
     progress: Report,
-) -> None:
-    """Compute the chunks that are not there yet."""
-    total = data.rows.height
-    finished = parts.done()
+) -> list[tuple[str, str]]:
+    """Compute the chunks that are not there yet; return the failures of all of them."""
+    total, finished = data.rows.height, parts.done()
     chunks = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
     missing = [chunk for chunk in chunks if chunk.start // CHUNK not in finished]
     done = total - sum(map(len, missing))
-    failed = len(_failures(parts.scan())) if finished else 0
-    if not missing:
-        return
+    failures = _failures(parts.scan()) if finished else []
+    _check_failures(failures, reading.max_failed, f"{done} {data.what}")
+    for number, frame in _chunks(data, encoder, missing, reading, progress) if missing else ():
+        parts.write(number, frame)
+        done += frame.height
+        failures += _failures(frame.lazy())
+        _check_failures(failures, reading.max_failed, f"{done} {data.what}")
+    return failures
+
+
+def _check_failures(failures: Sequence[tuple[str, str]], allowed: int | None, of: str) -> None:
+    if allowed is not None and len(failures) > allowed:
+        name, reason = failures[0]
+        raise errors.TooManyFailures(
+            f"{len(failures)} of {of} failed, first {name}: {reason}.",
+            "allow more with --max-failed; the same command goes on from here",
+        )
+
+
+def _chunks(
+    data: source.Source,
+    encoder: weights.Encoder,
+    chunks: Sequence[range],
+    reading: Reading,
+    progress: Report,
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Yield the number and the rows of each chunk."""
     size = reading.batch_size or fitting_batch(encoder)
-    batches = [chunk[at : at + size] for chunk in missing for at in range(0, len(chunk), size)]
-    features = np.zeros((CHUNK, encoder.dim), np.float32)
+    batches = [chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size)]
+    done = data.rows.height - sum(map(len, chunks))
+    features: list[Features] = []
     reasons: list[str | None] = []
-    for batch, rows, errors_here in _forward(data, encoder, batches, reading.workers):
-        features[len(reasons) : len(reasons) + len(batch)] = rows
-        reasons += errors_here
+    for batch, rows, lost in _forward(data, encoder, batches, reading.workers):
+        features.append(rows)
+        reasons += lost
         done += len(batch)
-        progress(done, total)
-        if batch.stop % CHUNK == 0 or batch.stop == total:
+        progress(done, data.rows.height)
+        if batch.stop % CHUNK == 0 or batch.stop == data.rows.height:
             first = batch.stop - len(reasons)
             meta = data.rows[first : batch.stop]
-            parts.write(first // CHUNK, _frame(meta, features[: len(reasons)], reasons))
-            failed += sum(reason is not None for reason in reasons)
-            reasons = []
-            if reading.max_failed is not None and failed > reading.max_failed:
-                name, reason = _failures(parts.scan())[0]
-                raise errors.TooManyFailures(
-                    f"{failed} of {done} {data.what} failed, first {name}: {reason}.",
-                    "allow more with --max-failed; the same command goes on from here",
-                )
+            yield first // CHUNK, _frame(meta, np.concatenate(features), reasons)
+            features, reasons = [], []
 
 
 def _frame(meta: pl.DataFrame, features: Features, reasons: Sequence[str | None]) -> pl.DataFrame:
@@ -186,7 +203,7 @@ def _forward(
     workers: int,
 ) -> Iterator[tuple[range, Features, list[str | None]]]:
     """Yield each batch with its features; the next one is already queued on the device."""
-    order = [row for batch in batches for row in batch]
+    order = itertools.chain.from_iterable(batches)
     ahead = 2 * max(map(len, batches))
     queued: tuple[range, list[str | None], torch.Tensor] | None = None
     with _read_ahead(data, encoder.image_size_px, order, workers, ahead) as loaded:
@@ -227,7 +244,7 @@ def _collect(
 
 @contextlib.contextmanager
 def _read_ahead(
-    data: source.Source, size_px: int, order: Sequence[int], workers: int, ahead: int
+    data: source.Source, size_px: int, order: Iterable[int], workers: int, ahead: int
 ) -> Iterator[Iterator[Loaded]]:
     """Yield an iterator over the images of `order`, read by threads at most `ahead` of it."""
     pool = futures.ThreadPoolExecutor(workers or _cores(), "pathfm-read")
