@@ -64,7 +64,9 @@ def embed_run(
     Raises:
         errors.InputError, errors.UsageError: as `weights.load` and `source.patches`.
     """
-    data = source.patches(patches or patches_of(run))
+    chosen = patches or patches_of(run)
+    artifacts.read_header(chosen, "patches")
+    data = source.patches(chosen)
     encoder = weights.load(str(run), device=device, precision=precision)
     out = folder / "embeddings.parquet"
     embed.embed(data, encoder, out, progress=progress)

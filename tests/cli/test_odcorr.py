@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from pathfm_cli import artifacts
 from pathfm_cli.model import export, vit
 
+OWN = "run/patches.parquet"
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
 
 
@@ -164,14 +164,11 @@ def run_folder(tmp_path_factory):
     for arguments in (
         ("index", str(SLIDE), "-o", "s.parquet"),
         ("mask", "s.parquet", "-o", "t.parquet"),
-        ("sample", "t.parquet", "--n", "24", "--mpp", "1", "--size", "64", "-o", "p.parquet"),
+        ("sample", "t.parquet", "--n", "24", "--mpp", "1", "--size", "64", "-o", OWN),
         ("sample", "t.parquet", "--n", "9", "--mpp", "1", "--size", "64", "-o", "q.parquet"),
     ):
         done = pathfm(*arguments, cwd=folder)
         assert done.returncode == 0, done.stderr
-    (folder / "run").mkdir()
-    (folder / "bare").mkdir()
-    shutil.copy(folder / "p.parquet", folder / "run" / "patches.parquet")
     encoder = vit.build("vit_tiny_patch16_224", depth=2)
     half = (0.5, 0.5, 0.5)
     info = export.Info(
@@ -191,7 +188,7 @@ def test_a_run_is_measured_on_the_patches_it_recorded(run_folder):
     done = pathfm("odcorr", "run/", "--json", cwd=run_folder)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    embed = pathfm("embed", "p.parquet", "--model", "run", "-o", "e.parquet", cwd=run_folder)
+    embed = pathfm("embed", OWN, "--model", "run", "-o", "e.parquet", cwd=run_folder)
     assert embed.returncode == 0, embed.stderr
     same = json.loads(pathfm("odcorr", "e.parquet", cwd=run_folder).stdout)
     assert record["id"] == same["id"]
