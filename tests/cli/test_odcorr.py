@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, vit
+from pathfm_cli.tasks import runs
 
 OWN = "run/patches.parquet"
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
@@ -90,9 +91,8 @@ def test_gates_come_after_the_record(folder, given):
     assert done.returncode == 5
     assert json.loads(done.stdout)["metrics"]["odcorr"] == pytest.approx(value)
     assert done.stderr.startswith("pathfm: ODCorr 0.") and "above --max 0.05" in done.stderr
-    assert pathfm("odcorr", given, "--max", str(value + 1e-6), cwd=folder).returncode == 0
     assert pathfm("odcorr", given, "--min", "0.9", "-q", cwd=folder).returncode == 5
-    quiet = pathfm("odcorr", given, "--min", "0.01", "-q", cwd=folder)
+    quiet = pathfm("odcorr", given, "--max", str(value + 1e-6), "-q", cwd=folder)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
@@ -196,21 +196,23 @@ def test_a_run_is_measured_on_the_patches_it_recorded(run_folder):
     line = json.dumps(
         {"schema": "pathfm.artifact/1", "kind": "checkpoint", "path": "run/teacher.safetensors"}
     )
-    piped = pathfm("odcorr", "--max", "0.001", cwd=run_folder, stdin=line + "\n")
+    arguments = ("--patches", "q.parquet", "--max", "0.001")
+    piped = pathfm("odcorr", *arguments, cwd=run_folder, stdin=line + "\n")
     assert piped.returncode == 5
-    assert json.loads(piped.stdout)["metrics"]["n"] == 24
+    assert json.loads(piped.stdout)["metrics"]["n"] == 9
 
 
-def test_a_run_on_other_patches(run_folder):
-    missing = pathfm("odcorr", "bare", cwd=run_folder)
-    assert missing.returncode == 3 and "bare recorded no patches" in missing.stderr
-    assert "hint: pathfm odcorr bare --patches p.parquet" in missing.stderr
-    done = pathfm("odcorr", "bare", "--patches", "q.parquet", "--json", cwd=run_folder)
-    assert json.loads(done.stdout)["metrics"]["n"] == 9
-    plan = pathfm("odcorr", "run", "--patches", "q.parquet", "-n", "-o", "new", cwd=run_folder)
-    assert json.loads(plan.stdout)["rows"] == 9
-    wrong = pathfm("odcorr", "run", "--patches", "t.parquet", cwd=run_folder)
-    assert wrong.returncode == 3 and "is of kind tissue" in wrong.stderr
+def test_which_patches(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    run, bare, other = Path("run"), Path("bare"), Path("q.parquet")
+    assert runs.patches_of(run / "teacher.safetensors") == Path(OWN)
+    assert runs.plan(run, None, None)["rows"] == 24
+    assert runs.plan(bare, other, Path("new"))["rows"] == 9
+    with pytest.raises(errors.InputError, match="bare recorded no patches") as caught:
+        runs.embed_run(bare, None, run_folder)
+    assert caught.value.hint == "pathfm odcorr bare --patches p.parquet"
+    with pytest.raises(errors.InputError, match="is of kind tissue"):
+        runs.embed_run(run, Path("t.parquet"), run_folder)
 
 
 def test_patches_without_a_run(folder):
