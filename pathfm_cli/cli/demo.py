@@ -83,7 +83,7 @@ def plan(slide: Path, out: Path, steps: int, *, plots: bool) -> list[Step]:
     if plots:
         curve = pictures / "loss.png"
         chain.append(("draw the loss", "show", run, "--overwrite", "--picture", curve))
-    return [Step(title, tuple(map(str, arguments))) for title, *arguments in chain]
+    return [Step(str(title), tuple(map(str, arguments))) for title, *arguments in chain]
 
 
 def _run(step: Step, say: Callable[[str], None]) -> dict[str, object]:
