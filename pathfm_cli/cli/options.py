@@ -38,3 +38,6 @@ Settings = Annotated[
         "--set", metavar="A.B=VALUE", help="Change one setting of the recipe; repeatable."
     ),
 ]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Go on where images of a data set are missing.")
+]
