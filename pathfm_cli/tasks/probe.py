@@ -63,7 +63,8 @@ def probe(
     lines = _lines(rows, data, config)
     if out is None:
         return scores.Result(scores.unsaved(made), data.notes, lines)
-    record = scores.write(out, scores.table(rows), made, _details(data, tables), _head_tensors(fit))
+    details = _details(data, protocol, tables)
+    record = scores.write(out, scores.table(rows), made, details, _head_tensors(fit))
     return scores.Result(record, data.notes, lines)
 
 
@@ -145,10 +146,13 @@ def _metrics(rows: list[scores.Row], data: labelled.Data) -> dict[str, float]:
     }
 
 
-def _details(data: labelled.Data, tables: Mapping[str, metrics.Counts]) -> dict[str, Any]:
+def _details(
+    data: labelled.Data, protocol: protocols.Protocol, tables: Mapping[str, metrics.Counts]
+) -> dict[str, Any]:
     """What the JSON document tells beyond the table."""
     return {
         "classes": list(data.classes),
+        "schedule": dataclasses.asdict(protocols.schedule(protocol, len(data.rows["train"]))),
         "splits": dict(data.names),
         "selected_on": data.select,
         "reported_on": data.report,

@@ -52,6 +52,7 @@ def test_the_artifact_holds_what_its_heads_score(tmp_path):
     assert (metrics["n_train"], metrics["n_val"], metrics["n_test"]) == (200, 100, 100)
     assert document["selected_on"] == "val" and document["std_ddof"] == 1
     assert document["settings"]["protocol"]["batch_size"] == 4096
+    assert (document["schedule"]["batch_size"], document["schedule"]["lr"]) == (256, 6.25e-4)
 
 
 def test_a_rerun_is_up_to_date_and_other_settings_clash(tmp_path):
