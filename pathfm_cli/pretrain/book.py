@@ -96,7 +96,7 @@ class Book:
         self._log.close()
         run = self.job.run
         lines = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
-        shown = {name: lines[-1][name] for name in ("step", "loss", "teacher_entropy")}
+        shown = {name: lines[-1][name] for name in ("step", "loss", "kl", "teacher_entropy")}
         shown["failed_patches"] = sum(line["failed_patches"] for line in lines)
         header = dataclasses.replace(self.job.header, metrics=shown)
         export.export(run, method.teacher.backbone, self._info(method), header)
@@ -123,6 +123,7 @@ class Book:
             "weight_decay": outcome.weight_decay,
             "momentum": outcome.momentum,
             "teacher_entropy": entropy,
+            "kl": loss - entropy,
             "grad_norm": outcome.grad_norm.item(),
             "images_per_s": images / elapsed_s,
             "stall": self._waited_s / elapsed_s,

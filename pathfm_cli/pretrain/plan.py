@@ -43,6 +43,6 @@ def summary(out: str | os.PathLike[str]) -> list[str]:
     numbers = header.metrics
     return [
         f"{os.fspath(artifacts.resolve(out))}",
-        f"  {header.settings['name']}: {numbers['step']} steps, loss {numbers['loss']:.3f}, "
-        f"teacher entropy {numbers['teacher_entropy']:.3f}",
+        f"  {header.settings['name']}: {numbers['step']} steps, "
+        f"loss {numbers['loss']:.3f}, of it KL to the teacher {numbers['kl']:.3f}",
     ]

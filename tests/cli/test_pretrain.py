@@ -23,6 +23,7 @@ MICRO = {
     "crops.global_size_px": 32,
     "crops.local_size_px": 16,
     "crops.local_count": 2,
+    "model.patch_size": 8,
     "model.embed_dim": 24,
     "model.depth": 2,
     "model.drop_path_rate": 0.0,

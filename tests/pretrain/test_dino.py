@@ -36,7 +36,7 @@ def reference(settings, steps):
         for group in optimiser.param_groups:
             group["lr"] = lr
         optimiser.param_groups[0]["weight_decay"] = 0.4 + 0.5 * (0.04 - 0.4) * phase
-        momentum = 1.0 + 0.5 * (0.99 - 1.0) * phase
+        momentum = 1.0 + 0.5 * (0.996 - 1.0) * phase
         temperature = [0.03, 0.035, 0.04][step // 3] if step < 9 else 0.04
         big, small = crops(step)
         teacher_out = teacher([big])

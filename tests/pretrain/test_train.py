@@ -104,7 +104,7 @@ def test_metrics_are_numbers_and_the_table_repeats_them(reference):
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["lr"] == 0 and rows[2]["lr"] == pytest.approx(4e-3 * 4 / 256)
-    assert rows[0]["momentum"] == pytest.approx(0.99)
+    assert rows[0]["momentum"] == pytest.approx(0.996)
     assert all(0 < row["teacher_entropy"] < math.log(64) for row in rows)
     table = pl.read_parquet(reference / folder.METRICS_TABLE)
     assert table["loss"].to_list() == [row["loss"] for row in rows]
