@@ -81,10 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("p", ["sample", "t.parquet", "--n", "200", "--mpp", "0.5,1", "-o", "{out}"]),
         ("e", ["embed", "p.parquet", "--model", "random/vit_tiny_patch16_224", "-o", "{out}"]),
         ("o", ["odcorr", "e.parquet", "-o", "{out}"]),
-        (
-            "r",
-            ["pretrain", "t.parquet", "--recipe", "tiny", "--set", "train.steps=6", "-o", "{out}"],
-        ),
+        ("r", ["pretrain", "t.parquet", "--recipe", "tiny", *SHORT, "-o", "{out}"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
