@@ -38,13 +38,17 @@ def mask(
     pathfm mask slides.parquet -o tissue.parquet --preview outlines/
     pathfm index slides/ -o s.parquet | pathfm mask -o t.parquet
     """
+    from pathfm_cli import artifacts
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
     from pathfm_cli.data import pictures
 
     config = library.config(mpp, method, min_object, min_hole, tolerance)
     library.check(out, config, overwrite=overwrite)
-    path = pipe.bind("mask", slides or [], {"slides": pipe.Slot(("slides",))})["slides"]
+    for folder in filter(None, (preview, geojson)):
+        artifacts.check_place(folder / "slide")
+    slot = pipe.Slot(("slides",))
+    path = pipe.bind("mask", slides or [], {"slides": slot}, out=out)["slides"]
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(library.plan(path, out, config, overwrite=overwrite))

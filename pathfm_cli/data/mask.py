@@ -193,7 +193,7 @@ def outline(slide: pyramid.Slide, reader: pyramid.Reader, config: MaskConfig) ->
 def _open(
     slides: str | os.PathLike[str], out: str | os.PathLike[str], config: MaskConfig
 ) -> tuple[cohort.Cohort, artifacts.Header]:
-    artifacts.read_header(slides, "slides")
+    cohort.require_usable(artifacts.read_header(slides, "slides"), slides)
     opened = cohort.open_cohort(slides)
     header = artifacts.Header(
         kind="tissue",
