@@ -15,7 +15,7 @@ from ramps import MakePyramid, ramp
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, index
-from pathfm_cli.wsi import pyramid, store
+from pathfm_cli.wsi import pyramid, regions, store
 
 
 def opened(path: Path, folder: Path, **options) -> tuple[pyramid.Slide, pyramid.Reader]:
@@ -221,13 +221,13 @@ def test_a_thumbnail_does_not_touch_level_0(
 ) -> None:
     slide, reader = opened(make_pyramid(), tmp_path)
     levels = []
-    read_region = pyramid.Reader.read_region
+    read = regions.read
 
-    def spy(self, slide, x, y, level, width, height):
+    def spy(table, slide, level, windows, scale=1):
         levels.append(level)
-        return read_region(self, slide, x, y, level, width, height)
+        return read(table, slide, level, windows, scale)
 
-    monkeypatch.setattr(pyramid.Reader, "read_region", spy)
+    monkeypatch.setattr(regions, "read", spy)
     reader.read_thumbnail(slide, 1.5)
     assert levels == [2]
 

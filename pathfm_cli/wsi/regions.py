@@ -1,0 +1,253 @@
+"""Windows of one level of a slide: which tiles, where their bytes lie, decoded into place.
+
+Each tile that several windows share is fetched and decoded once. A tile that one window shows is
+decoded straight into that window's array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pathfm_cli import errors
+from pathfm_cli.wsi import roi, slide, store, tiles
+
+MAX_READ_BYTES = 8 << 20
+"""Adjacent tiles are read together up to this size."""
+MAX_TILE_BYTES = 64 << 20
+"""Largest compressed tile; one of `codecs.MAX_TILE_PIXELS` has 48 MiB of pixels."""
+MAX_FETCH_BYTES = 64 << 20
+"""Compressed bytes held at once."""
+WHITE = 255
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle to read, in pixels of the level scaled by 1/scale, and where it goes.
+
+    Attributes:
+        out: (height, width, 3) uint8, or None for a new array.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    out: Pixels | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """What one window shows of one tile: a rectangle of the tile, and its place in the array."""
+
+    tile: int
+    x: int
+    y: int
+    out: Pixels
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tile:
+    number: int
+    offset: int
+    count: int
+
+
+def read(
+    table: tiles.TileTable,
+    origin: slide.Slide,
+    number: int,
+    windows: Sequence[Window],
+    scale: int = 1,
+) -> list[Pixels]:
+    """Read windows of one level.
+
+    Args:
+        table: where the tiles lie.
+        origin: the slide.
+        number: of the level.
+        windows: what to read.
+        scale: 1, 2, 4 or 8; see `roi`.
+
+    Returns:
+        One (height, width, 3) uint8 array per window; white outside the slide and where a tile is
+        missing.
+
+    Raises:
+        errors.SlideError: the file changed, cannot be read, or a tile is corrupt; the arrays may
+            then be partly written.
+    """
+    level = origin.levels[number]
+    if not table.holds(level.place):
+        raise errors.SlideError(f"{origin.slide}: its tiles are not in {table.path}")
+    found: dict[int, _Tile] = {}
+    parts: list[_Part] = []
+    arrays = [_lay_out(table, level, window, scale, found, parts) for window in windows]
+    if parts:
+        _fill(table, origin, number, scale, found.values(), parts)
+    return arrays
+
+
+def touched(level: slide.Level, window: Window, scale: int) -> Iterator[int]:
+    """Numbers of the tiles under a window."""
+    columns, rows = _grid(level, window, scale)
+    return (row * level.columns + column for row in rows for column in columns)
+
+
+def _grid(level: slide.Level, window: Window, scale: int) -> tuple[range, range]:
+    """Columns and rows of the tiles under a window; empty where it lies outside."""
+    left, right = _inside(window.left, window.width, level.width_px // scale)
+    top, bottom = _inside(window.top, window.height, level.height_px // scale)
+    if left >= right or top >= bottom:
+        return range(0), range(0)
+    width, height = level.tile_width_px // scale, level.tile_height_px // scale
+    return (
+        range(left // width, (right - 1) // width + 1),
+        range(top // height, (bottom - 1) // height + 1),
+    )
+
+
+def _inside(begin: int, length: int, size: int) -> tuple[int, int]:
+    """The part of [begin, begin + length) that lies in [0, size)."""
+    return max(begin, 0), min(begin + length, size)
+
+
+def _lay_out(
+    table: tiles.TileTable,
+    level: slide.Level,
+    window: Window,
+    scale: int,
+    found: dict[int, _Tile],
+    parts: list[_Part],
+) -> Pixels:
+    """The array of a window, white where nothing will be written; adds its tiles and parts."""
+    array = window.out
+    if array is None:
+        array = np.empty((window.height, window.width, 3), np.uint8)
+    columns, rows = _grid(level, window, scale)
+    left, right = _inside(window.left, window.width, level.width_px // scale)
+    top, bottom = _inside(window.top, window.height, level.height_px // scale)
+    if not columns or (right - left, bottom - top) != (window.width, window.height):
+        array[:] = WHITE
+    tile_width, tile_height = level.tile_width_px // scale, level.tile_height_px // scale
+    for row in rows:
+        y = row * tile_height
+        y1, y2 = max(y, top), min(y + tile_height, bottom)
+        band = array[y1 - window.top : y2 - window.top]
+        begin = row * level.columns + columns[0]
+        run = table.run(level.place, begin, len(columns))
+        for tile, (offset, count) in enumerate(run, begin):
+            x = (tile - row * level.columns) * tile_width
+            x1, x2 = max(x, left), min(x + tile_width, right)
+            out = band[:, x1 - window.left : x2 - window.left]
+            if count:
+                found[tile] = _Tile(tile, offset, count)
+                parts.append(_Part(tile, x1 - x, y1 - y, out))
+            else:
+                out[:] = WHITE
+    return array
+
+
+def _fill(
+    table: tiles.TileTable,
+    origin: slide.Slide,
+    number: int,
+    scale: int,
+    found: Iterable[_Tile],
+    parts: Sequence[_Part],
+) -> None:
+    """Fetch and decode tiles, and write the parts."""
+    level = origin.levels[number]
+    prefix = table.prefix(level.place.prefix)
+    size = (level.tile_width_px, level.tile_height_px)
+    source = open_source(origin)
+    ordered = sorted(found, key=lambda tile: tile.offset)
+    for tile in ordered:
+        if tile.count > MAX_TILE_BYTES:
+            raise errors.SlideError(
+                f"{origin.slide}: tile {tile.number} of level {number} is corrupt "
+                f"({tile.count} bytes)"
+            )
+    uses: dict[int, list[_Part]] = {}
+    for part in parts:
+        uses.setdefault(part.tile, []).append(part)
+    for name, data in _fetch(source, ordered):
+        try:
+            _decode(data, (level.codec, prefix, *size), scale, uses[name])
+        except ValueError as error:
+            raise errors.SlideError(
+                f"{origin.slide}: tile {name} of level {number} is corrupt ({error})"
+            ) from error
+
+
+def _decode(
+    data: bytes, kind: tuple[str, bytes, int, int], scale: int, parts: Sequence[_Part]
+) -> None:
+    """Decode what the parts show of one tile, once."""
+    if len(parts) == 1:
+        (part,) = parts
+        height, width, _ = part.out.shape
+        roi.decode_region(data, *kind, part.x, part.y, width, height, part.out, scale)
+        return
+    left, top = min(part.x for part in parts), min(part.y for part in parts)
+    width = max(part.x + part.out.shape[1] for part in parts) - left
+    height = max(part.y + part.out.shape[0] for part in parts) - top
+    pixels = np.empty((height, width, 3), np.uint8)
+    roi.decode_region(data, *kind, left, top, width, height, pixels, scale)
+    for part in parts:
+        rows, columns, _ = part.out.shape
+        y, x = part.y - top, part.x - left
+        part.out[:] = pixels[y : y + rows, x : x + columns]
+
+
+def open_source(origin: slide.Slide) -> store.Source:
+    """The open file, which must be the one that was indexed.
+
+    Raises:
+        errors.SlideError: it is gone or has changed.
+    """
+    for _ in range(2):
+        source = store.open_source(origin.uri)
+        if (source.size, source.etag) == (origin.size_bytes, origin.etag):
+            return source
+        # The file kept open may be an older one than the index saw: look once more.
+        store.forget(origin.uri)
+    raise errors.SlideError(
+        f"{origin.slide}: {origin.uri} has changed since it was indexed",
+        "run `pathfm index` again",
+    )
+
+
+def _fetch(source: store.Source, found: Sequence[_Tile]) -> Iterator[tuple[int, bytes]]:
+    """Bytes of each tile, in order of offset."""
+    groups = _merge(found)
+    while groups:
+        total = 0
+        batch: list[tuple[int, int, list[_Tile]]] = []
+        while groups and (not batch or total + groups[0][1] <= MAX_FETCH_BYTES):
+            batch.append(groups.pop(0))
+            total += batch[-1][1]
+        blocks = source.read_many([(offset, length) for offset, length, _ in batch])
+        for (offset, _, members), block in zip(batch, blocks, strict=True):
+            for tile in members:
+                begin = tile.offset - offset
+                yield tile.number, block[begin : begin + tile.count]
+
+
+def _merge(found: Sequence[_Tile]) -> list[tuple[int, int, list[_Tile]]]:
+    """(offset, length, tiles) of each range to read; adjacent tiles in one range."""
+    groups: list[tuple[int, int, list[_Tile]]] = []
+    for tile in found:
+        if groups:
+            offset, length, members = groups[-1]
+            if offset + length == tile.offset and length + tile.count <= MAX_READ_BYTES:
+                groups[-1] = (offset, length + tile.count, members)
+                members.append(tile)
+                continue
+        groups.append((tile.offset, tile.count, [tile]))
+    return groups
