@@ -6,6 +6,7 @@ decoded straight into that window's array.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,8 +16,6 @@ import numpy as np
 from pathfm_cli import errors
 from pathfm_cli.wsi import roi, slide, store, tiles
 
-MAX_READ_BYTES = 8 << 20
-"""Adjacent tiles are read together up to this size."""
 MAX_TILE_BYTES = 64 << 20
 """Largest compressed tile; one of `codecs.MAX_TILE_PIXELS` has 48 MiB of pixels."""
 MAX_FETCH_BYTES = 64 << 20
@@ -165,7 +164,7 @@ def _fill(
     level = origin.levels[number]
     prefix = table.prefix(level.place.prefix)
     size = (level.tile_width_px, level.tile_height_px)
-    source = open_source(origin)
+    source = store.open_version(origin.uri, origin.size_bytes, origin.etag)
     ordered = sorted(found, key=lambda tile: tile.offset)
     for tile in ordered:
         if tile.count > MAX_TILE_BYTES:
@@ -205,49 +204,15 @@ def _decode(
         part.out[:] = pixels[y : y + rows, x : x + columns]
 
 
-def open_source(origin: slide.Slide) -> store.Source:
-    """The open file, which must be the one that was indexed.
-
-    Raises:
-        errors.SlideError: it is gone or has changed.
-    """
-    for _ in range(2):
-        source = store.open_source(origin.uri)
-        if (source.size, source.etag) == (origin.size_bytes, origin.etag):
-            return source
-        # The file kept open may be an older one than the index saw: look once more.
-        store.forget(origin.uri)
-    raise errors.SlideError(
-        f"{origin.slide}: {origin.uri} has changed since it was indexed",
-        "run `pathfm index` again",
-    )
-
-
 def _fetch(source: store.Source, found: Sequence[_Tile]) -> Iterator[tuple[int, bytes]]:
     """Bytes of each tile, in order of offset."""
-    groups = _merge(found)
-    while groups:
-        total = 0
-        batch: list[tuple[int, int, list[_Tile]]] = []
-        while groups and (not batch or total + groups[0][1] <= MAX_FETCH_BYTES):
-            batch.append(groups.pop(0))
-            total += batch[-1][1]
-        blocks = source.read_many([(offset, length) for offset, length, _ in batch])
-        for (offset, _, members), block in zip(batch, blocks, strict=True):
-            for tile in members:
-                begin = tile.offset - offset
-                yield tile.number, block[begin : begin + tile.count]
-
-
-def _merge(found: Sequence[_Tile]) -> list[tuple[int, int, list[_Tile]]]:
-    """(offset, length, tiles) of each range to read; adjacent tiles in one range."""
-    groups: list[tuple[int, int, list[_Tile]]] = []
-    for tile in found:
-        if groups:
-            offset, length, members = groups[-1]
-            if offset + length == tile.offset and length + tile.count <= MAX_READ_BYTES:
-                groups[-1] = (offset, length + tile.count, members)
-                members.append(tile)
-                continue
-        groups.append((tile.offset, tile.count, [tile]))
-    return groups
+    left = collections.deque(found)
+    while left:
+        batch = [left.popleft()]
+        total = batch[0].count
+        while left and total + left[0].count <= MAX_FETCH_BYTES:
+            total += left[0].count
+            batch.append(left.popleft())
+        blocks = source.read_many([(tile.offset, tile.count) for tile in batch])
+        for tile, block in zip(batch, blocks, strict=True):
+            yield tile.number, block

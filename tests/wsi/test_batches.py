@@ -58,11 +58,9 @@ def test_a_shared_tile_is_fetched_and_decoded_once(
         for column in range(4)
     ]
     ranges, decoded = [], []
-    read_many, decode = store.Source.read_many, roi.decode_region
+    read, decode = store.Local.read, roi.decode_region
     monkeypatch.setattr(
-        store.Source,
-        "read_many",
-        lambda self, asked: ranges.extend(asked) or read_many(self, asked),
+        store.Local, "read", lambda self, *asked: ranges.append(asked) or read(self, *asked)
     )
     monkeypatch.setattr(
         roi, "decode_region", lambda *args: decoded.append(args[0]) or decode(*args)
