@@ -51,9 +51,9 @@ def test_a_shared_tile_is_fetched_and_decoded_once(
     index.index([str(path)], tmp_path / "s.parquet")
     found = cohort.open_cohort(tmp_path / "s.parquet")
     (slide,) = found.slides
-    # A window of 4 x 4 tiles cut into 16 patches that lie half a tile off the grid.
+    # A window of 4 x 4 tiles cut into 16 patches that are linked by shared tiles.
     wanted = [
-        pyramid.Request(slide, 32 + 48 * column, 96 + 48 * row, 0.25, 48)
+        pyramid.Request(slide, 40 + 48 * column, 104 + 48 * row, 0.25, 48)
         for row in range(4)
         for column in range(4)
     ]

@@ -46,7 +46,7 @@ def mean(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((found - expected) ** 2)))
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((found - expected) ** 2))))
 
 
 @pytest.mark.parametrize("way", ["extension", "whole"])
@@ -57,7 +57,7 @@ def test_the_scaled_transform_is_close_to_the_area_mean(
     monkeypatch.setattr(roi, "AVAILABLE", roi.AVAILABLE and way == "extension")
     slide, table = tissue
     reader = pyramid.Reader(table)
-    for left, top in ((8000, 5000), (3208, 6008)):
+    for left, top in ((5000, 5000), (13000, 6000)):
         fine = reader.read_region(slide, left, top, 0, 128 * factor, 128 * factor)
         expected = mean(fine, factor)
         assert expected.std() > 10
@@ -70,16 +70,19 @@ def test_the_scaled_transform_is_close_to_the_area_mean(
 def test_without_it_whole_reductions_are_the_area_mean(tissue, scales, factor: int) -> None:
     slide, table = tissue
     reader = pyramid.Reader(table, idct=False)
-    fine = reader.read_region(slide, 8001, 5003, 0, 64 * factor, 64 * factor)
-    found = reader.read_patch(slide, 8001, 5003, factor * slide.mpp, 64)
+    fine = reader.read_region(slide, 10001, 6003, 0, 64 * factor, 64 * factor)
+    found = reader.read_patch(slide, 10001, 6003, factor * slide.mpp, 64)
     assert set(scales) == {1}
-    assert np.abs(found - mean(fine, factor)).max() <= 0.5
+    expected = mean(fine, factor)
+    assert expected.std() > 10
+    # Fixed-point division by 9 may turn an exact 5/9 down.
+    assert np.abs(found - expected).max() <= (5.01 / 9 if factor == 3 else 0.5)
 
 
 def test_half_pixels_of_the_scaled_level_are_not_interpolated(tissue, scales) -> None:
     slide, table = tissue
     reader = pyramid.Reader(table)
-    for x, y in ((8001, 5000), (8000, 5001), (8001, 5001)):
+    for x, y in ((10001, 6000), (10000, 6001), (10001, 6001)):
         fine = reader.read_region(slide, x, y, 0, 512, 512)
         found = reader.read_patch(slide, x, y, 2 * slide.mpp, 256)
         assert scales[-1] == 1
@@ -94,10 +97,10 @@ def test_a_twofold_reduction_is_left_to_the_filter(
     tissue, scales, ratio: float, scale: int
 ) -> None:
     slide, table = tissue
-    found = pyramid.Reader(table).read_patch(slide, 7001, 5003, ratio * slide.mpp, 100)
+    found = pyramid.Reader(table).read_patch(slide, 5001, 5003, ratio * slide.mpp, 100)
     assert scales.pop() == scale
     side = 100 * ratio
-    fine = pyramid.Reader(table).read_region(slide, 6985, 4987, 0, 960, 960)
+    fine = pyramid.Reader(table).read_region(slide, 4985, 4987, 0, 960, 960)
     expected = Image.fromarray(fine).resize(
         (100, 100), Image.Resampling.HAMMING, box=(16, 16, 16 + side, 16 + side)
     )
