@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.wsi import pyramid
+from pathfm_cli.wsi import pyramid, store
 
 KINDS = ("slides", "tissue", "patches")
 ROOT_VARIABLE = "PATHFM_ROOT"
@@ -84,4 +84,6 @@ def _root(table: artifacts.Table) -> Path:
 
 
 def _absolute(slide: pyramid.Slide, start: Path) -> pyramid.Slide:
+    if store.is_remote(slide.uri):
+        return slide
     return dataclasses.replace(slide, uri=os.path.join(start, slide.uri))

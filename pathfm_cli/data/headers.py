@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import polars as pl
 
 from pathfm_cli import errors, kinds
 from pathfm_cli.data import sources
-from pathfm_cli.wsi import mpp, store, tiff, vendor
+from pathfm_cli.wsi import ahead, mpp, store, tiff, vendor
 
 Row = dict[str, Any]
 
@@ -39,12 +39,16 @@ SCHEMA: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-    """A slide to read: its source, the uri its row will hold, and its version (None if gone)."""
+    """A slide to read: its source, the uri its row will hold, and its version.
+
+    A file that is gone or may not be read has no version; `problem` says why where it was asked.
+    """
 
     source: sources.Source
     uri: str
     size_bytes: int | None
     etag: str | None
+    problem: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,15 +75,24 @@ def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, 
     row: Row = dict.fromkeys(SCHEMA)
     row |= {"slide": slide, "uri": file.uri, "size_bytes": file.size_bytes, "etag": file.etag}
     try:
-        source = store.Source.open(file.source.path)
-        if (source.size, source.etag) != (file.size_bytes, file.etag):
-            raise errors.SlideError("it changed while it was indexed")
-        return row, _describe(row, source, overrides)
+        return row, _describe(row, _open(file), overrides)
     except errors.SlideError as error:
         text = str(error)
         for prefix in (f"{slide}: ", f"{file.source.path}: "):
             text = text.removeprefix(prefix)
         return {**row, "error": text}, ()
+
+
+def _open(file: File) -> store.Source:
+    if file.problem is not None:
+        raise errors.SlideError(file.problem)
+    path = file.source.path
+    if store.is_remote(path) and file.size_bytes is not None and file.etag is not None:
+        return ahead.Ahead(store.open_version(path, file.size_bytes, file.etag))
+    source = store.Source.open(path)
+    if (source.size, source.etag) != (file.size_bytes, file.etag):
+        raise errors.SlideError("it changed while it was indexed")
+    return source
 
 
 def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) -> tuple[Plane, ...]:
@@ -100,9 +113,19 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
         resolution = mpp.Resolution(given, "override")
     if resolution.mpp is None:
         raise errors.MissingMpp(slide, resolution.problem)
+    source.prefetch(list(_tables(description.planes)))
     planes = tuple(_load(plane, source, slide) for plane in description.planes)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
+
+
+def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
+    """Where the tile tables of the levels lie, those of the right length."""
+    for plane in planes:
+        for name in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
+            tag = plane.directory.tags.get(name)
+            if tag is not None and tag.count == plane.tiles:
+                yield tag.offset, tag.size_bytes
 
 
 def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:

@@ -130,6 +130,19 @@ def listing(uri: str) -> list[Entry]:
     return sorted(_call(uri, lambda: list(walk())), key=lambda entry: entry.uri)
 
 
+def versions(uris: Sequence[str]) -> dict[str, Entry | errors.SlideError]:
+    """Size and etag of each object, or why it cannot be had; `IN_FLIGHT` at once."""
+
+    def ask(uri: str) -> Entry | errors.SlideError:
+        try:
+            source = Remote.open(uri)
+        except errors.SlideError as error:
+            return error
+        return Entry(uri, source.size, source.etag)
+
+    return dict(zip(uris, pool().map(ask, uris), strict=True))
+
+
 def split(uri: str) -> tuple[str, str]:
     """The store (`s3://bucket`, `https://host`) and the object's name in it.
 

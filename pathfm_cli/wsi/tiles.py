@@ -99,8 +99,8 @@ class Writer:
             tiles=len(counts),
             contiguous=contiguous,
         )
-        self._counts.append(counts.astype("<u4"))
-        self._offsets.append(rows.astype("<u8"))
+        self._counts.append(counts.astype("<u4", copy=False))
+        self._offsets.append(rows.astype("<u8", copy=False))
         self._tiles += len(counts)
         self._rows += len(rows)
         return place
