@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
-from pathfm_cli.wsi import pyramid, store
-
-KINDS = ("slides", "tissue", "patches")
-ROOT_VARIABLE = "PATHFM_ROOT"
-"""Environment variable: where relative uris start, when not where the index was told."""
+from pathfm_cli import artifacts
+from pathfm_cli.wsi import pyramid, rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,30 +34,13 @@ def open_cohort(path: str | os.PathLike[str]) -> Cohort:
     Raises:
         errors.InputError: missing, damaged or of another kind, or its tile table is gone.
     """
-    table = artifacts.read_table(path, *KINDS)
-    frame = slide_rows(table)
-    start = _root(table)
-    try:
-        slides = [
-            _absolute(pyramid.Slide.from_row(row), start)
-            for row in frame.filter(pl.col("error").is_null()).iter_rows(named=True)
-        ]
-    except (errors.SlideError, KeyError, TypeError) as error:
-        raise errors.InputError(f"{path} has a damaged row of slides ({error}).") from error
-    return Cohort(table, slides, pyramid.Reader(table.file("tiles")))
+    table = artifacts.read_table(path, *rows.KINDS)
+    return Cohort(table, rows.readable(table), pyramid.Reader(table.file("tiles")))
 
 
 def slide_rows(table: artifacts.Table) -> pl.DataFrame:
-    """The rows about slides of a `slides`, `tissue` or `patches` artifact, bad ones included.
-
-    Raises:
-        errors.InputError: a `patches` artifact without its slides.
-    """
-    if table.header.kind != "patches":
-        return table.frame
-    if "slides" not in table.attached:
-        raise errors.InputError(f"{table.path} does not carry its slides.")
-    return table.attached["slides"]
+    """The rows about slides, bad ones included; see `rows.about_slides`."""
+    return rows.about_slides(table)
 
 
 def companions(table: artifacts.Table, out: str | os.PathLike[str]) -> dict[str, str]:
@@ -74,16 +52,3 @@ def companions(table: artifacts.Table, out: str | os.PathLike[str]) -> dict[str,
         for name, relative in table.header.files.items()
         if name in ("tiles", "root")
     }
-
-
-def _root(table: artifacts.Table) -> Path:
-    given = os.environ.get(ROOT_VARIABLE)
-    if given:
-        return Path(given).absolute()
-    return table.file("root") if "root" in table.header.files else Path.cwd()
-
-
-def _absolute(slide: pyramid.Slide, start: Path) -> pyramid.Slide:
-    if store.is_remote(slide.uri):
-        return slide
-    return dataclasses.replace(slide, uri=os.path.join(start, slide.uri))
