@@ -60,7 +60,7 @@ class TileCodec(zarr_codec.ArrayBytesCodec):
     async def _encode_single(
         self, chunk_array: buffer.NDBuffer, chunk_spec: array_spec.ArraySpec
     ) -> buffer.Buffer | None:
-        raise NotImplementedError("slides are only read")
+        raise ValueError(f"read-only: {NAME} cannot encode")
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: array_spec.ArraySpec) -> int:
         """Unknown: tiles are compressed."""
