@@ -189,6 +189,7 @@ def test_what_travels_to_workers_is_small(make_tissue: MakeTissue, ring) -> None
         rank=0,
         world_size=1,
         distinct=0,
+        patches_per_window=1,
     )
     assert len(pickle.dumps(stream.Loader(plan, 2))) < 2000
 
@@ -293,6 +294,14 @@ def test_a_dropped_background_stream_stops_reading(demo_tissue: Path) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize(
+    ("mebibytes", "expected"), [(0, 1), (64, 1), (127, 1), (128, 2), (200, 3), (9999, 8)]
+)
+def test_how_many_batches_are_read_ahead(mebibytes: float, expected: int) -> None:
+    # 4 readers, batches of 16 MiB.
+    assert stream._ahead(int(mebibytes * 2**20), 16 << 20, 4) == expected
+
+
 def test_a_stream_reads_only_as_far_ahead_as_it_says(
     demo_tissue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +313,16 @@ def test_a_stream_reads_only_as_far_ahead_as_it_says(
         return read_one(self, number)
 
     monkeypatch.setattr(stream.Loader, "read", counting)
-    batches = stream.batches(demo_tissue, CONFIG, 9, batch_size=1, first_step=0, steps=100)
+    one_batch = 2 * 64 * 64 * 3
+    batches = stream.batches(
+        demo_tissue,
+        CONFIG,
+        9,
+        batch_size=2,
+        first_step=0,
+        steps=100,
+        prefetch_bytes=3 * one_batch - 1,
+    )
     next(batches)
     time.sleep(0.5)
     assert numbers == [0, 1, 2]
