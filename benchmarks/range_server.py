@@ -32,7 +32,7 @@ class Server:
         self.options = options
         self.random = random.Random(0)
         self.counts: collections.Counter[str] = collections.Counter()
-        self.files: dict[str, int] = {}
+        self.files: dict[tuple[str, int, int], int] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until either side closes it."""
@@ -101,10 +101,11 @@ class Server:
         return ""
 
     def _read(self, path: Path, offset: int, length: int) -> bytes:
-        name = str(path)
-        if name not in self.files:
-            self.files[name] = os.open(name, os.O_RDONLY)
-        return os.pread(self.files[name], length, offset)
+        status = path.stat()
+        version = (str(path), status.st_ino, status.st_mtime_ns)
+        if version not in self.files:
+            self.files[version] = os.open(path, os.O_RDONLY)
+        return os.pread(self.files[version], length, offset)
 
     def _send(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from pathfm_cli import errors
 from pathfm_cli.wsi import regions, resample, slide, tiles
 
 MAX_SHARED_PIXELS = 1 << 22
@@ -54,6 +56,16 @@ def read(table: tiles.TileTable, items: Sequence[Item], pixels: resample.Pixels)
     for item, region in zip(items, found, strict=True):
         if not item.cut.copies:
             pixels[item.number] = item.cut.finish(region)
+
+
+def announce(table: tiles.TileTable, groups: Iterable[Sequence[Item]]) -> None:
+    """Let the tiles of remote slides come for all groups at once, before the first is read."""
+    for items in groups:
+        first = items[0]
+        # What is wrong with a slide is told when it is read.
+        with contextlib.suppress(errors.SlideError):
+            windows = [item.window for item in items]
+            regions.announce(table, first.slide, first.level, windows, first.cut.scale)
 
 
 def jobs(items: Iterable[Item]) -> list[list[Item]]:

@@ -123,8 +123,8 @@ class Reader:
 
         Args:
             requests: B patches.
-            pool: threads that fetch and decode, one per core for files at hand, as many as
-                requests in flight for remote ones; None: this thread.
+            pool: threads that read and decode, one per core; None: this thread. Tiles of remote
+                slides are asked for all at once before the first is decoded.
 
         Returns:
             (B, S, S, 3) uint8, and for each number of a patch that cannot be read its error; such
@@ -155,6 +155,7 @@ class Reader:
 
         _ = self.table
         jobs = batch.jobs(self._item(number, request) for number, request in enumerate(requests))
+        batch.announce(self.table, jobs)
         for _ in pool.map(work, jobs) if pool else map(work, jobs):
             pass
         return pixels, failures

@@ -92,6 +92,31 @@ def read(
     return arrays
 
 
+def announce(
+    table: tiles.TileTable,
+    origin: slide.Slide,
+    number: int,
+    windows: Sequence[Window],
+    scale: int = 1,
+) -> None:
+    """Let what `read` will need of a remote slide come already; the arguments are those of `read`.
+
+    Raises:
+        errors.SlideError: a tile lies outside the file.
+    """
+    level = origin.levels[number]
+    if not store.is_remote(origin.uri) or not table.holds(level.place):
+        return
+    wanted: dict[int, int] = {}
+    for window in windows:
+        columns, rows = _grid(level, window, scale)
+        for row in rows:
+            run = table.run(level.place, row * level.columns + columns[0], len(columns))
+            wanted |= {offset: count for offset, count in run if 0 < count <= MAX_TILE_BYTES}
+    source = store.open_version(origin.uri, origin.size_bytes, origin.etag)
+    source.prefetch(sorted(wanted.items()))
+
+
 def touched(level: slide.Level, window: Window, scale: int) -> Iterator[int]:
     """Numbers of the tiles under a window."""
     columns, rows = _grid(level, window, scale)

@@ -27,7 +27,7 @@ from obstore import exceptions
 from obstore import store as stores
 
 from pathfm_cli import errors
-from pathfm_cli.wsi import retry, store
+from pathfm_cli.wsi import cache, pending, retry, store
 
 IN_FLIGHT = 64
 """Requests of `read_many` under way at once, per process."""
@@ -56,6 +56,7 @@ _CREDENTIALS = (
 )
 
 T = TypeVar("T")
+_pending = pending.Pending()
 counts: collections.Counter[str] = collections.Counter()
 """What this process did: `requests`, `bytes`, `retries`."""
 _counting = threading.Lock()
@@ -95,17 +96,56 @@ class Remote(store.Source):
 
     def read_many(self, ranges: Sequence[store.Range]) -> list[bytes]:
         """Return the bytes of every range, in order; up to `IN_FLIGHT` requests at once."""
-        runs = store.merge(ranges, GAP_BYTES)
-        rest = [pool().submit(self.read, run.offset, run.length) for run in runs[1:]]
-        blocks = [self.read(run.offset, run.length) for run in runs[:1]]
-        blocks += [future.result() for future in rest]
-        return store.scatter(ranges, runs, blocks)
+        parts = [_pending.take(self._key(place)) for place in ranges]
+        missing = [place for place, part in zip(ranges, parts, strict=True) if part is None]
+        started = iter(self._start(missing))
+        return [(part or next(started)).result() for part in parts]
+
+    def prefetch(self, ranges: Sequence[store.Range]) -> None:
+        """Ask for ranges now; the `read_many` that needs them waits for what is on its way."""
+        ranges = [place for place in ranges if self._key(place) not in _pending]
+        for place, part in zip(ranges, self._start(ranges), strict=True):
+            _pending.put(self._key(place), part)
+
+    def _start(self, ranges: Sequence[store.Range]) -> list[pending.Part]:
+        """Each range as something that will be here: from the cache, or on its way."""
+        for place in ranges:
+            self.check(*place)
+        parts: dict[int, pending.Part] = {}
+        kept = cache.current()
+        if kept is not None:
+            for number, place in enumerate(ranges):
+                data = kept.get(cache.key(*self._key(place)))
+                if data is not None:
+                    parts[number] = pending.Part(_done(data), 0, len(data))
+        missing = [number for number in range(len(ranges)) if number not in parts]
+        wanted = [ranges[number] for number in missing]
+        for run in store.merge(wanted, GAP_BYTES):
+            members = [wanted[member] for member in run.members]
+            future = pool().submit(self._fetch, run, members, kept)
+            for member, (offset, length) in zip(run.members, members, strict=True):
+                parts[missing[member]] = pending.Part(future, offset - run.offset, length)
+        return [parts[number] for number in range(len(ranges))]
+
+    def _fetch(
+        self, run: store.Run, members: Sequence[store.Range], kept: cache.Cache | None
+    ) -> bytes:
+        data = self.read(run.offset, run.length)
+        if kept is not None:
+            for offset, length in members:
+                begin = offset - run.offset
+                kept.put(cache.key(*self._key((offset, length))), data[begin : begin + length])
+        return data
+
+    def _key(self, place: store.Range) -> pending.Key:
+        return self.uri, self.etag, *place
 
     def _get(self, offset: int, length: int) -> bytes:
         result = obstore.get(
             client(self._base), self._path, options={"range": (offset, offset + length)}
         )
-        if (result.meta["size"], _etag(result.meta)) != (self.size, self.etag):
+        meta = result.meta
+        if (meta["size"], _etag(meta)) != (self.size, self.etag):
             raise store.changed(self.uri)
         data = bytes(result.bytes())
         if len(data) != length:
@@ -206,6 +246,12 @@ def client(base: str) -> Any:
     )
 
 
+def _done(data: bytes) -> futures.Future[bytes]:
+    future: futures.Future[bytes] = futures.Future()
+    future.set_result(data)
+    return future
+
+
 _forked = False
 
 
@@ -213,6 +259,7 @@ def _after_fork() -> None:
     global _forked
     _forked = _forked or client.cache_info().currsize > 0
     client.cache_clear()
+    _pending.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
