@@ -23,7 +23,7 @@ from numpy import typing as npt
 from torch.utils import data
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, windows
+from pathfm_cli.data import cohort, draw, skips, windows
 from pathfm_cli.wsi import pyramid
 
 PREFETCH_BYTES = 256 << 20
@@ -38,13 +38,7 @@ ALONE_THREADS = 4
 """Threads where there are no workers, at most one per core."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
-    """A patch that could not be read and was replaced."""
-
-    index: int
-    slide: str
-    error: str
+Failure = skips.Failure
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
