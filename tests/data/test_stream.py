@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 import tifffile
 import torch
 from tissues import MakeTissue
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, index, mask, sample, stream
+from pathfm_cli.data import cohort, draw, index, mask, sample, stream, windows
 
 CONFIG = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
 
@@ -73,6 +74,63 @@ def test_resuming_sees_what_an_unbroken_run_sees(demo_tissue: Path) -> None:
     whole = read(demo_tissue, steps=4)
     assert same(whole[2:], read(demo_tissue, first_step=2, steps=2))
     assert read(demo_tissue, steps=0) == [] == read(demo_tissue, steps=0, workers=2)
+
+
+def test_patches_from_windows_are_as_pure(demo_tissue: Path, tmp_path: Path) -> None:
+    options = {"patches_per_window": 4, "batch_size": 8, "steps": 2}
+    batches = read(demo_tissue, **options)
+    assert same(batches, read(demo_tissue, **options, workers=2))
+    opened = cohort.open_cohort(demo_tissue)
+    source = windows.Windows(draw.Sampler(opened.table, CONFIG, 9), 4)
+    for number in (0, 5, 15):
+        patch = source.draw(number)
+        pixels = opened.reader.read_patch(
+            opened.slides[0], patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
+        )
+        assert np.array_equal(joined(batches, "pixels")[number].numpy(), pixels)
+    with pytest.raises(errors.UsageError, match="patches_per_window is 0"):
+        read(demo_tissue, patches_per_window=0)
+    patches = tmp_path / "p.parquet"
+    sample.sample(demo_tissue, patches, CONFIG, sample.Random(n=7, seed=9))
+    with pytest.raises(errors.UsageError, match="fixed set"):
+        read(patches, patches_per_window=4)
+
+
+def test_workers_ranks_and_stores_see_the_same(slides_folder: Path, tmp_path: Path) -> None:
+    """The same (seed, index) gives the same pixels, whoever reads them and from where."""
+    names = ("CMU-1-Small-Region.svs", "BS3_liver_HE_10x.svs", "metaplasia_stomach_HE_20x.svs")
+    options = {"batch_size": 32, "steps": 2}
+    with servers.web(slides_folder) as address:
+        seen = {}
+        for kind, root in (("local", str(slides_folder)), ("remote", address)):
+            (tmp_path / kind).mkdir()
+            slides, tissue = tmp_path / kind / "s.parquet", tmp_path / kind / "t.parquet"
+            index.index([f"{root}/{name}" for name in names], slides)
+            mask.mask(slides, tissue)
+            seen[kind] = read(tissue, **options)
+        many = read(tissue, **options, workers=8)
+        ranks = [
+            read(tissue, batch_size=8, steps=2, rank=rank, world_size=4, workers=rank % 2)
+            for rank in range(4)
+        ]
+    shared = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    alone = seen["local"]
+    assert len(set(joined(alone, "slides").tolist())) == 3
+    assert joined(alone, "pixels").float().std() > 20
+    assert same(alone, seen["remote"]) and same(alone, many)
+    for name in ("indices", "patches", "pixels", "mpp", "slides"):
+        assert torch.equal(joined(alone, name), joined(shared, name))
+
+
+def test_pinned_batches_keep_their_values(
+    demo_tissue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone()
+    )
+    assert same(read(demo_tissue, pin=True), read(demo_tissue))
+    assert pinned.count((4, 64, 64, 3)) == 3 and len(pinned) == 15
 
 
 def test_distinct_patches_come_round_again_under_new_indices(demo_tissue: Path) -> None:
