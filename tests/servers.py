@@ -19,9 +19,12 @@ KEYS = {
 
 
 @contextlib.contextmanager
-def web(folder: Path, *options: str) -> Iterator[str]:
-    """Address of a web server of `folder`; the options are those of benchmarks/range_server.py."""
-    command = [sys.executable, str(SCRIPT), str(folder), *options]
+def web(origin: Path | str, *options: str) -> Iterator[str]:
+    """Address of a web server of a folder, or before another server.
+
+    The options are those of benchmarks/range_server.py.
+    """
+    command = [sys.executable, str(SCRIPT), str(origin), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

@@ -46,7 +46,7 @@ CacheSize = Annotated[
     float, typer.Option("--cache-gb", help="Bound of --cache; tiles unused for longest go first.")
 ]
 CACHE_GB = 20.0
-"""As `wsi.cache.DEFAULT_GB`, whose module would load numpy before a verb runs."""
+"""As `wsi.cache.DEFAULT_GB`; no module of the library is loaded before a verb runs."""
 Partial = Annotated[
     bool, typer.Option("--partial", help="Go on where images of a data set are missing.")
 ]

@@ -8,7 +8,7 @@ import os
 import polars as pl
 
 from pathfm_cli import artifacts
-from pathfm_cli.wsi import pyramid, rows
+from pathfm_cli.wsi import pyramid, rows, store
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class Cohort:
     table: artifacts.Table
     slides: list[pyramid.Slide]
     reader: pyramid.Reader
+
+    @property
+    def remote(self) -> bool:
+        """Whether any slide lies behind a URL."""
+        return any(store.is_remote(slide.uri) for slide in self.slides)
 
 
 def open_cohort(path: str | os.PathLike[str]) -> Cohort:

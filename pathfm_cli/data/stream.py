@@ -32,6 +32,8 @@ MAX_AHEAD = 8
 """Batches that each worker reads ahead at most: small ones would make a long queue."""
 ATTEMPTS = 8
 """Replacements drawn for a patch that cannot be read, before the stream gives up."""
+REMOTE_BATCHES = 4
+"""Batches of remote slides on their way at once where there are no workers."""
 THREADS = 2
 """Threads per worker: one reads while the other decodes."""
 ALONE_THREADS = 4
@@ -182,6 +184,11 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
         """
         return self.plan.batch_size * self._opened.size_px**2 * 3
 
+    @property
+    def remote(self) -> bool:
+        """Whether any slide lies behind a URL; opens the cohort."""
+        return self._opened.cohort.remote
+
     def read(self, number: int) -> Batch:
         """Batch `number`.
 
@@ -285,13 +292,13 @@ def _ahead(prefetch_bytes: int, batch_bytes: int, readers: int) -> int:
 
 
 def _in_background(loader: Loader, ahead: int, pin: bool) -> Iterator[Batch]:
-    """Batches read by one thread of this process, `ahead` of who consumes them."""
+    """Batches read by threads of this process, `ahead` of who consumes them."""
 
     def read(number: int) -> Batch:
         batch = loader.read(number)
         return batch.pin_memory() if pin else batch
 
-    with futures.ThreadPoolExecutor(1) as reading:
+    with futures.ThreadPoolExecutor(REMOTE_BATCHES if loader.remote else 1) as reading:
         waiting: collections.deque[futures.Future[Batch]] = collections.deque()
         try:
             for number in range(len(loader)):

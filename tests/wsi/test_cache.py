@@ -14,6 +14,7 @@ import pytest
 import servers
 
 from pathfm_cli import errors
+from pathfm_cli.cli import options
 from pathfm_cli.wsi import cache, remote, store
 
 
@@ -220,6 +221,7 @@ def test_folders_and_bounds_that_are_wrong(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(errors.UsageError, match="a cache needs room"):
         cache.use(tmp_path / "c", 0)
     assert cache.current() is None
+    assert options.CACHE_GB == cache.DEFAULT_GB
     monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv(cache.SIZE_VARIABLE, "much")
     with pytest.raises(errors.UsageError, match="PATHFM_CACHE_GB=much is no number"):
