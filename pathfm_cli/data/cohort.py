@@ -8,7 +8,7 @@ import os
 import polars as pl
 
 from pathfm_cli import artifacts
-from pathfm_cli.wsi import pyramid, rows, store
+from pathfm_cli.wsi import pyramid, rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,13 +22,13 @@ class Cohort:
     """
 
     table: artifacts.Table
-    slides: list[pyramid.Slide]
+    slides: rows.Slides
     reader: pyramid.Reader
 
     @property
     def remote(self) -> bool:
         """Whether any slide lies behind a URL."""
-        return any(store.is_remote(slide.uri) for slide in self.slides)
+        return self.slides.remote
 
 
 def open_cohort(path: str | os.PathLike[str]) -> Cohort:
