@@ -33,10 +33,10 @@ class Item:
     level: int
     cut: resample.Cut
 
-    @property
-    def window(self) -> regions.Window:
-        """What is read for it."""
-        return regions.Window(self.cut.left, self.cut.top, self.cut.width, self.cut.height)
+    def window(self, out: resample.Pixels | None = None) -> regions.Window:
+        """What is read for it, and where it goes."""
+        cut = self.cut
+        return regions.Window(cut.left, cut.top, cut.width, cut.height, out)
 
 
 def read(table: tiles.TileTable, items: Sequence[Item], pixels: resample.Pixels) -> None:
@@ -45,12 +45,7 @@ def read(table: tiles.TileTable, items: Sequence[Item], pixels: resample.Pixels)
     Raises:
         errors.SlideError: as `regions.read`.
     """
-    windows = [
-        dataclasses.replace(item.window, out=pixels[item.number])
-        if item.cut.copies
-        else item.window
-        for item in items
-    ]
+    windows = [item.window(pixels[item.number] if item.cut.copies else None) for item in items]
     first = items[0]
     found = regions.read(table, first.slide, first.level, windows, first.cut.scale)
     for item, region in zip(items, found, strict=True):
@@ -64,7 +59,7 @@ def announce(table: tiles.TileTable, groups: Iterable[Sequence[Item]]) -> None:
         first = items[0]
         # What is wrong with a slide is told when it is read.
         with contextlib.suppress(errors.SlideError):
-            windows = [item.window for item in items]
+            windows = [item.window() for item in items]
             regions.announce(table, first.slide, first.level, windows, first.cut.scale)
 
 
@@ -83,8 +78,12 @@ def jobs(items: Iterable[Item]) -> list[list[Item]]:
 
 def _sharing(items: Sequence[Item]) -> list[list[Item]]:
     """Patches of one level, those that share tiles (also by way of others) together."""
-    if len(items) == 1:
-        return [list(items)]
+    touched = [
+        [*regions.touched(item.slide.levels[item.level], item.window(), item.cut.scale)]
+        for item in items
+    ]
+    if len(set().union(*touched)) == sum(map(len, touched)):
+        return [[item] for item in items]
     leader = list(range(len(items)))
 
     def lead(number: int) -> int:
@@ -93,8 +92,8 @@ def _sharing(items: Sequence[Item]) -> list[list[Item]]:
         return number
 
     owner: dict[int, int] = {}
-    for number, item in enumerate(items):
-        for tile in regions.touched(item.slide.levels[item.level], item.window, item.cut.scale):
+    for number, numbers in enumerate(touched):
+        for tile in numbers:
             leader[lead(owner.setdefault(tile, number))] = lead(number)
     groups: dict[int, list[Item]] = {}
     for number, item in enumerate(items):

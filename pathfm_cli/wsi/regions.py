@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ class Window:
     out: Pixels | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """What one window shows of one tile: a rectangle of the tile, and its place in the array."""
 
     tile: int
@@ -50,11 +49,12 @@ class _Part:
     out: Pixels
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Tile:
+class _Tile(NamedTuple):
+    """A tile that is not missing, and where its bytes lie."""
+
     number: int
     offset: int
-    count: int
+    size: int
 
 
 def read(
@@ -153,27 +153,32 @@ def _lay_out(
     array = window.out
     if array is None:
         array = np.empty((window.height, window.width, 3), np.uint8)
-    columns, rows = _grid(level, window, scale)
     left, right = _inside(window.left, window.width, level.width_px // scale)
     top, bottom = _inside(window.top, window.height, level.height_px // scale)
-    if not columns or (right - left, bottom - top) != (window.width, window.height):
+    if (right - left, bottom - top) != (window.width, window.height):
         array[:] = WHITE
+        if left >= right or top >= bottom:
+            return array
     tile_width, tile_height = level.tile_width_px // scale, level.tile_height_px // scale
-    for row in rows:
+    first, across = left // tile_width, level.columns
+    # Where tiles begin and end in the slide, clipped to the window.
+    cuts = [*range((first + 1) * tile_width, right, tile_width), right]
+    for row in range(top // tile_height, (bottom - 1) // tile_height + 1):
         y = row * tile_height
         y1, y2 = max(y, top), min(y + tile_height, bottom)
         band = array[y1 - window.top : y2 - window.top]
-        begin = row * level.columns + columns[0]
-        run = table.run(level.place, begin, len(columns))
-        for tile, (offset, count) in enumerate(run, begin):
-            x = (tile - row * level.columns) * tile_width
-            x1, x2 = max(x, left), min(x + tile_width, right)
+        begin, x1 = row * across + first, left
+        run = table.run(level.place, begin, len(cuts))
+        for tile, x2, (offset, count) in zip(
+            range(begin, begin + len(cuts)), cuts, run, strict=True
+        ):
             out = band[:, x1 - window.left : x2 - window.left]
             if count:
                 found[tile] = _Tile(tile, offset, count)
-                parts.append(_Part(tile, x1 - x, y1 - y, out))
+                parts.append(_Part(tile, x1 % tile_width, y1 - y, out))
             else:
                 out[:] = WHITE
+            x1 = x2
     return array
 
 
@@ -192,10 +197,10 @@ def _fill(
     source = store.open_version(origin.uri, origin.size_bytes, origin.etag)
     ordered = sorted(found, key=lambda tile: tile.offset)
     for tile in ordered:
-        if tile.count > MAX_TILE_BYTES:
+        if tile.size > MAX_TILE_BYTES:
             raise errors.SlideError(
                 f"{origin.slide}: tile {tile.number} of level {number} is corrupt "
-                f"({tile.count} bytes)"
+                f"({tile.size} bytes)"
             )
     uses: dict[int, list[_Part]] = {}
     for part in parts:
@@ -234,10 +239,10 @@ def _fetch(source: store.Source, found: Sequence[_Tile]) -> Iterator[tuple[int, 
     left = collections.deque(found)
     while left:
         batch = [left.popleft()]
-        total = batch[0].count
-        while left and total + left[0].count <= MAX_FETCH_BYTES:
-            total += left[0].count
+        total = batch[0].size
+        while left and total + left[0].size <= MAX_FETCH_BYTES:
+            total += left[0].size
             batch.append(left.popleft())
-        blocks = source.read_many([(tile.offset, tile.count) for tile in batch])
+        blocks = source.read_many([(tile.offset, tile.size) for tile in batch])
         for tile, block in zip(batch, blocks, strict=True):
             yield tile.number, block
