@@ -62,8 +62,17 @@ class Hierarchy:
         return tiles.TileTable.open(self._table.file("tiles"))
 
     @functools.cached_property
-    def _slides(self) -> dict[str, slide.Slide]:
-        return {node_name(found.slide): found for found in rows.readable(self._table)}
+    def _slides(self) -> rows.Slides:
+        return rows.readable(self._table)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Positions of slides by the names of their groups."""
+        return {node_name(name): number for number, name in enumerate(self._slides.names)}
+
+    def _slide(self, node: str) -> slide.Slide | None:
+        number = self._numbers.get(node)
+        return None if number is None else self._slides[number]
 
     def document(self, key: str) -> bytes | None:
         """The JSON that a key of metadata stands for; None for any other key.
@@ -77,7 +86,7 @@ class Hierarchy:
         if not nodes:
             return _json(ngff.root(self._table.header.id))
         if len(nodes) == 1:
-            found = self._slides.get(nodes[0])
+            found = self._slide(nodes[0])
             return _json(ngff.image(found)) if found else None
         if (place := self._level(nodes)) is None:
             return None
@@ -119,9 +128,9 @@ class Hierarchy:
         """Names of the keys and nodes directly below a node; "" is the root."""
         parts = node.split("/") if node else []
         if not parts:
-            return [METADATA, *self._slides]
+            return [METADATA, *self._numbers]
         if len(parts) == 1:
-            found = self._slides.get(parts[0])
+            found = self._slide(parts[0])
             return [METADATA, *map(str, range(len(found.levels)))] if found else []
         if (place := self._level(parts)) is None:
             return []
@@ -141,7 +150,7 @@ class Hierarchy:
 
     def _level(self, parts: list[str]) -> tuple[slide.Slide, int] | None:
         """The slide and level that a path begins with, if the tile table holds it."""
-        found = self._slides.get(parts[0])
+        found = self._slide(parts[0])
         number = _number(parts[1], len(found.levels)) if found else None
         if found is None or number is None:
             return None

@@ -65,6 +65,11 @@ class Slides(Sequence[slide.Slide]):
         return self._get(range(len(self))[place])
 
     @property
+    def names(self) -> list[str]:
+        """Their ids."""
+        return self._frame["slide"].to_list()
+
+    @property
     def remote(self) -> bool:
         """Whether any slide lies behind a URL."""
         return bool(self._frame["uri"].str.contains("://", literal=True).any())
