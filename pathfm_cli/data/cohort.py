@@ -31,16 +31,24 @@ class Cohort:
         return self.slides.remote
 
 
-def open_cohort(path: str | os.PathLike[str]) -> Cohort:
+def open_cohort(
+    path: str | os.PathLike[str], *, policy: pyramid.Policy = "finer", idct: bool = True
+) -> Cohort:
     """Open an artifact that knows its slides.
 
     A `patches` artifact carries them as the attached table `slides`.
+
+    Args:
+        path: of the artifact.
+        policy: of the reader, see `pyramid.Reader`.
+        idct: of the reader.
 
     Raises:
         errors.InputError: missing, damaged or of another kind, or its tile table is gone.
     """
     table = artifacts.read_table(path, *rows.KINDS)
-    return Cohort(table, rows.readable(table), pyramid.Reader(table.file("tiles")))
+    reader = pyramid.Reader(table.file("tiles"), policy=policy, idct=idct)
+    return Cohort(table, rows.readable(table), reader)
 
 
 def slide_rows(table: artifacts.Table) -> pl.DataFrame:

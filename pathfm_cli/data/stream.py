@@ -84,6 +84,8 @@ class Plan:
     world_size: int
     distinct: int
     patches_per_window: int
+    policy: pyramid.Policy
+    idct: bool
 
     def indices(self, number: int) -> range:
         """Running numbers of the batch that is `number` after the first."""
@@ -105,6 +107,8 @@ def batches(
     workers: int = 0,
     distinct: int = 0,
     patches_per_window: int = 1,
+    policy: pyramid.Policy = "finer",
+    idct: bool = True,
     pin: bool = False,
     prefetch_bytes: int = PREFETCH_BYTES,
 ) -> Iterator[Batch]:
@@ -125,6 +129,8 @@ def batches(
         distinct: go round the first so many patches (paper, section II-D2); 0 means endless.
         patches_per_window: patches in a row that come from one window of a slide: less to read,
             less variety in a batch, see `windows`; 1: every patch on its own.
+        policy: which level a patch is read from, see `slide.Slide.level_for`.
+        idct: whether JPEG tiles may be decoded at 1/2, 1/4 or 1/8, see `resample`.
         pin: deliver tensors in page-locked memory, for a CUDA device.
         prefetch_bytes: pixels read ahead, by all workers together; each reads one batch ahead at
             least and `MAX_AHEAD` at most. With workers they lie in shared memory.
@@ -146,6 +152,8 @@ def batches(
         world_size=world_size,
         distinct=distinct,
         patches_per_window=patches_per_window,
+        policy=policy,
+        idct=idct,
     )
     loader = Loader(plan, threads=min(ALONE_THREADS, os.cpu_count() or 1))
     readers = min(workers, steps)
@@ -266,7 +274,7 @@ class _Opened:
 
 
 def _open(plan: Plan) -> _Opened:
-    opened = cohort.open_cohort(plan.cohort_path)
+    opened = cohort.open_cohort(plan.cohort_path, policy=plan.policy, idct=plan.idct)
     if plan.patches_per_window < 1:
         raise errors.UsageError(f"patches_per_window is {plan.patches_per_window}.", "1 or more")
     if opened.table.header.kind == "patches":

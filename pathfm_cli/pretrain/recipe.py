@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pathfm_cli import config, errors
 from pathfm_cli.data import draw, skips
 from pathfm_cli.pretrain import schedule
+from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
 
@@ -214,6 +215,10 @@ class Train:
     patches_per_window: int = 1
     """Patches in a row from one window of a slide: fewer tiles to read, less variety in a batch,
     see `data.windows`; 1: each on its own."""
+    level: pyramid.Policy = "finer"
+    """Level a patch is read from: the nearest finer or equal one, or the `closest` (paper IV-B)."""
+    idct: bool = True
+    """Decode JPEG tiles at 1/2, 1/4 or 1/8 where a patch is so much coarser, see `wsi.resample`."""
     max_failed: float = skips.MAX_SHARE
     """Share of the patches that may be unreadable, and replaced by others, before the run ends."""
     checkpoint_every: int = 1000

@@ -64,6 +64,8 @@ def batches(job: book.Job, here: place.Place, first: int) -> Iterator[stream.Bat
         workers=job.workers,
         distinct=settings.distinct_patches,
         patches_per_window=settings.patches_per_window,
+        policy=settings.level,
+        idct=settings.idct,
         pin=here.device.type == "cuda",
     )
 

@@ -19,6 +19,7 @@ from pathfm_cli.wsi import batch, regions, resample, slide, tiles
 
 Level = slide.Level
 Slide = slide.Slide
+Policy = slide.Policy
 Request = batch.Request
 grid_scale = slide.grid_scale
 LEVEL_TOLERANCE = slide.LEVEL_TOLERANCE
@@ -35,7 +36,7 @@ class Reader:
     """Reads pixels of slides; thread-safe, and picklable because it opens lazily."""
 
     def __init__(
-        self, tile_table: str | Path, *, policy: slide.Policy = "finer", idct: bool = True
+        self, tile_table: str | Path, *, policy: Policy = "finer", idct: bool = True
     ) -> None:
         """Name the tile table; it is opened at first use.
 

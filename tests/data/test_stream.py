@@ -96,6 +96,26 @@ def test_patches_from_windows_are_as_pure(demo_tissue: Path, tmp_path: Path) -> 
         read(patches, patches_per_window=4)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_level_and_scaling_are_as_asked(demo_tissue: Path, workers: int) -> None:
+    config = draw.SampleConfig(mpp=(0.998,), size_px=64)
+    (slide,) = cohort.open_cohort(demo_tissue).slides
+    assert config.mpp[0] == pytest.approx(2 * slide.mpp)
+    seen = []
+    for options in ({}, {"idct": False}):
+        options |= {"batch_size": 16, "first_step": 0, "steps": 1, "workers": workers}
+        (batch,) = stream.batches(demo_tissue, config, 9, policy="closest", **options)
+        seen.append(batch.pixels.numpy())
+    opened = cohort.open_cohort(demo_tissue, policy="closest", idct=False)
+    sampler = draw.Sampler(opened.table, config, 9)
+    for number, pixels in enumerate(seen[1]):
+        patch = sampler.draw(number)
+        place = (patch.x_px0, patch.y_px0, patch.mpp, patch.size_px)
+        np.testing.assert_array_equal(pixels, opened.reader.read_patch(slide, *place))
+    # Some patches lie at even pixels, where tiles may be decoded at half size.
+    assert not np.array_equal(seen[0], seen[1])
+
+
 def test_workers_ranks_and_stores_see_the_same(slides_folder: Path, tmp_path: Path) -> None:
     """The same (seed, index) gives the same pixels, whoever reads them and from where."""
     names = ("CMU-1-Small-Region.svs", "BS3_liver_HE_10x.svs", "metaplasia_stomach_HE_20x.svs")
@@ -248,6 +268,8 @@ def test_what_travels_to_workers_is_small(make_tissue: MakeTissue, ring) -> None
         world_size=1,
         distinct=0,
         patches_per_window=1,
+        policy="finer",
+        idct=True,
     )
     assert len(pickle.dumps(stream.Loader(plan, 2))) < 2000
 
