@@ -11,7 +11,7 @@ import polars as pl
 
 from pathfm_cli import errors, kinds
 from pathfm_cli.data import sources
-from pathfm_cli.wsi import ahead, mpp, store, tiff, vendor
+from pathfm_cli.wsi import ahead, dicom, mpp, series, store, tiff, vendor
 
 Row = dict[str, Any]
 
@@ -87,7 +87,12 @@ def _open(file: File) -> store.Source:
     if file.problem is not None:
         raise errors.SlideError(file.problem)
     path = file.source.path
-    if store.is_remote(path) and file.size_bytes is not None and file.etag is not None:
+    if (
+        store.is_remote(path)
+        and not series.is_series(path)
+        and file.size_bytes is not None
+        and file.etag is not None
+    ):
         return ahead.Ahead(store.open_version(path, file.size_bytes, file.etag))
     source = store.Source.open(path)
     if (source.size, source.etag) != (file.size_bytes, file.etag):
@@ -98,7 +103,11 @@ def _open(file: File) -> store.Source:
 def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) -> tuple[Plane, ...]:
     """Fill in the row; what is known before an error stays in it."""
     slide = row["slide"]
-    description = vendor.describe(source, slide)
+    tables: list[dicom.Table] | None = None
+    if isinstance(source, series.Series):
+        description, tables = dicom.describe(source, slide)
+    else:
+        description = vendor.describe(source, slide)
     base = description.planes[0]
     row |= {
         "vendor": description.vendor,
@@ -113,8 +122,12 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
         resolution = mpp.Resolution(given, "override")
     if resolution.mpp is None:
         raise errors.MissingMpp(slide, resolution.problem)
-    source.prefetch(list(_tables(description.planes)))
-    planes = tuple(_load(plane, source, slide) for plane in description.planes)
+    if tables is not None:
+        pairs = zip(description.planes, tables, strict=True)
+        planes = tuple(Plane(plane, *table) for plane, table in pairs)
+    else:
+        source.prefetch(list(_tables(description.planes)))
+        planes = tuple(_load(plane, source, slide) for plane in description.planes)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
 
@@ -123,7 +136,7 @@ def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
     """Where the tile tables of the levels lie, those of the right length."""
     for plane in planes:
         for name in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
-            tag = plane.directory.tags.get(name)
+            tag = plane.directory.tags.get(name) if plane.directory else None
             if tag is not None and tag.count == plane.tiles:
                 yield tag.offset, tag.size_bytes
 
@@ -131,6 +144,7 @@ def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
 def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:
     """Read the tile table of a level and check it against the file's size."""
     size = f"{plane.width_px}x{plane.height_px}"
+    assert plane.directory is not None
     for tag in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
         found = plane.directory.tags[tag].count if tag in plane.directory.tags else 0
         if found != plane.tiles:

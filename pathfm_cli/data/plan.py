@@ -15,7 +15,7 @@ import polars as pl
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import gdc, headers, metadata, sources
 from pathfm_cli.data import journal as journals
-from pathfm_cli.wsi import mpp, store, tiles
+from pathfm_cli.wsi import mpp, series, store, tiles
 
 Kept = tuple[headers.Row, tiles.TileTable]
 
@@ -298,6 +298,12 @@ def _file(source: sources.Source, root: Path | None) -> headers.File:
             raise errors.UsageError(
                 f"{source.path} is not below --root {root}.", "a folder above all slides"
             )
+    if series.is_series(source.path):
+        try:
+            whole = series.Series.open(source.path)
+        except errors.SlideError as error:
+            return headers.File(source, uri, None, None, str(error))
+        return headers.File(source, f"{uri.rstrip('/')}/", whole.size, whole.etag)
     try:
         status = os.stat(source.path)
     except OSError:

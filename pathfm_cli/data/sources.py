@@ -13,10 +13,11 @@ from urllib import parse
 
 from pathfm_cli import errors
 from pathfm_cli.data import metadata
-from pathfm_cli.wsi import store
+from pathfm_cli.wsi import series, store
 
 READABLE = (".svs", ".tif", ".tiff", ".btf", ".tf8")
-FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", ".dcm")
+DICOM = series.SUFFIX
+FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", DICOM)
 """Slides of other formats: in a folder they become error rows instead of being passed over."""
 TABLES = (".csv", ".tsv", ".parquet")
 _COMPOUND = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
@@ -127,7 +128,9 @@ def _remote(uri: str) -> list[Source]:
         raise errors.InputError(f"{str(error).rstrip('.')}.", error.hint) from error
     wanted = re.compile(_pattern(name) if pattern else ".*", re.DOTALL)
     found = [
-        Source(slide_id(entry.uri), entry.uri, {}, entry.size, entry.etag)
+        _link(entry.uri)
+        if entry.uri.lower().endswith(DICOM)
+        else Source(slide_id(entry.uri), entry.uri, {}, entry.size, entry.etag)
         for entry in listed
         if entry.uri.lower().endswith(suffixes) and wanted.fullmatch(remote.split(entry.uri)[1])
     ]
@@ -140,7 +143,15 @@ def _remote(uri: str) -> list[Source]:
 
 
 def _link(uri: str) -> Source:
-    """One remote slide, whatever its name."""
+    """One remote slide, whatever its name; a DICOM file stands for its folder."""
+    if uri.lower().endswith(DICOM):
+        if uri.startswith("http"):
+            raise errors.UsageError(
+                f"{uri} is one file of a DICOM slide, and a web server cannot be listed.",
+                "name it in its bucket: s3://BUCKET/SERIES/",
+            )
+        folder = uri.rpartition("/")[0]
+        return Source(folder.rpartition("/")[2], f"{folder}/")
     return Source(slide_id(parse.unquote(uri) if uri.startswith("http") else uri), uri)
 
 
@@ -218,4 +229,7 @@ def _source(path: Path) -> Source:
         absolute.encode()
     except UnicodeEncodeError as error:
         raise errors.UsageError(f"{absolute!a} is no UTF-8 name.", "rename the file") from error
+    if absolute.lower().endswith(DICOM):
+        folder = os.path.dirname(absolute)
+        return Source(os.path.basename(folder), f"{folder}/")
     return Source(slide_id(absolute), absolute)

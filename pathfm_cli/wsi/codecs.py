@@ -44,6 +44,18 @@ def jpeg_prefix(codec: str, tables: bytes) -> bytes:
     return _SOI + marker + body[2:-2]
 
 
+def says_rgb(data: bytes) -> bool:
+    """Whether a JPEG stream has an Adobe marker without colour transform before its image."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if data[at + 1] == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            return body[11] == 0
+        at += 2 + length
+    return False
+
+
 def decode(
     data: bytes,
     codec: str,

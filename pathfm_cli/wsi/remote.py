@@ -175,7 +175,7 @@ def versions(uris: Sequence[str]) -> dict[str, Entry | errors.SlideError]:
 
     def ask(uri: str) -> Entry | errors.SlideError:
         try:
-            source = Remote.open(uri)
+            source = store.Source.open(uri)
         except errors.SlideError as error:
             return error
         return Entry(uri, source.size, source.etag)

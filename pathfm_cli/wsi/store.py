@@ -45,6 +45,10 @@ class Source(abc.ABC):
         Raises:
             errors.SlideError: it does not exist, is no file, or may not be read.
         """
+        if uri.endswith("/"):
+            from pathfm_cli.wsi import series
+
+            return series.Series.open(uri)
         if not is_remote(uri):
             return Local.open(uri)
         from pathfm_cli.wsi import remote
@@ -215,8 +219,8 @@ def forget(uri: str) -> None:
 
 
 def _version(uri: str, size: int, etag: str) -> Source:
-    if not is_remote(uri):
-        return Local.open(uri)
+    if not is_remote(uri) or uri.endswith("/"):
+        return Source.open(uri)
     from pathfm_cli.wsi import remote
 
     return remote.Remote(uri, size, etag)

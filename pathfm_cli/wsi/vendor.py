@@ -45,7 +45,7 @@ class Plane:
     """One level of the pyramid as the file has it.
 
     Attributes:
-        directory: where its tile offsets and byte counts are.
+        directory: where its tile offsets and byte counts are; None where no TIFF tells them.
         prefix: what goes before the data of each tile (`codecs.jpeg_prefix`).
     """
 
@@ -55,7 +55,7 @@ class Plane:
     tile_height_px: int
     codec: str
     prefix: bytes
-    directory: tiff.Directory
+    directory: tiff.Directory | None
 
     @property
     def tiles(self) -> int:

@@ -174,7 +174,8 @@ def test_a_killed_run_goes_on(make_pyramid: MakePyramid, tmp_path: Path) -> None
         assert kept >= index.CHUNK and f"of {count} slides were read before" in done.stderr
         index.index([str(tmp_path / "list.csv")], tmp_path / "fresh" / "s.parquet")
         whole = servers.counts(address)["GET"] - after
-    assert after - before == whole * (count - kept) // count
+    # A few requests of the killed process may still be answered after the first count.
+    assert 0 <= after - before - whole * (count - kept) // count <= 4
     assert not list(tmp_path.glob("*.parts-*"))
     assert (tmp_path / "fresh" / "s.parquet").read_bytes() == out.read_bytes()
     (tiles,) = tmp_path.glob("*.safetensors")
