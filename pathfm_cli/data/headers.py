@@ -11,7 +11,7 @@ import polars as pl
 
 from pathfm_cli import errors, kinds
 from pathfm_cli.data import sources
-from pathfm_cli.wsi import ahead, dicom, mpp, series, store, tiff, vendor
+from pathfm_cli.wsi import ahead, dicom, mpp, rendered, series, store, tiff, vendor
 
 Row = dict[str, Any]
 
@@ -107,7 +107,11 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
     if isinstance(source, series.Series):
         description, tables = dicom.describe(source, slide)
     else:
-        description = vendor.describe(source, slide)
+        try:
+            description = vendor.describe(source, slide)
+        except vendor.Foreign as refusal:
+            description, tables = rendered.describe(source.uri, refusal, slide)
+            row["uri"] += rendered.MARK
     base = description.planes[0]
     row |= {
         "vendor": description.vendor,

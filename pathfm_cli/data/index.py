@@ -21,7 +21,7 @@ from pathfm_cli import artifacts, errors
 from pathfm_cli.data import headers
 from pathfm_cli.data import journal as journals
 from pathfm_cli.data import plan as planning
-from pathfm_cli.wsi import pyramid, store, tiles
+from pathfm_cli.wsi import pyramid, rendered, store, tiles
 
 CHUNK = 64
 """Slides between two entries of the journal."""
@@ -105,7 +105,16 @@ def run(
     notes = plan.notes
     if plan.replaced:
         notes += (f"kept {plan.replaced.path}: artifacts made from the old index may need it",)
-    return _indexed(record, frame, notes)
+    return _indexed(record, frame, notes + _through_openslide(frame))
+
+
+def _through_openslide(frame: pl.DataFrame) -> tuple[str, ...]:
+    brands = frame.filter(pl.col("error").is_null())["vendor"].drop_nulls()
+    names = brands.filter(brands.str.starts_with("openslide:")).unique().sort().to_list()
+    if not names:
+        return ()
+    count = brands.str.starts_with("openslide:").sum()
+    return (f"{count} slides are read through openslide ({', '.join(names)}): local only, slower",)
 
 
 def _read_rest(
@@ -121,7 +130,7 @@ def _read_rest(
     failed = 0
     for number, (row, planes) in enumerate(_read_all(files, plan, workers), 1):
         chunk.append((row, planes))
-        done[row["uri"]] = row, planes
+        done[rendered.plain(row["uri"])] = row, planes
         failed += row["error"] is not None
         if max_failed is not None and failed > max_failed:
             raise errors.TooManyFailures(
@@ -160,7 +169,7 @@ def _keep(chunk: Sequence[_Read], journal: journals.Journal) -> dict[str, planni
         _place(row, planes, writer)
     rows = [row for row, _ in chunk]
     table = journal.write(rows, writer)
-    return {row["uri"]: (row, table) for row in rows}
+    return {rendered.plain(row["uri"]): (row, table) for row in rows}
 
 
 def _assemble(

@@ -15,7 +15,7 @@ import polars as pl
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import gdc, headers, metadata, sources
 from pathfm_cli.data import journal as journals
-from pathfm_cli.wsi import mpp, series, store, tiles
+from pathfm_cli.wsi import mpp, rendered, series, store, tiles
 
 Kept = tuple[headers.Row, tiles.TileTable]
 
@@ -180,7 +180,7 @@ def _compare(plan: Plan) -> Plan:
     if record is not None:
         return dataclasses.replace(plan, record=record)
     rows = old.frame.select(list(headers.SCHEMA)).iter_rows(named=True)
-    before = {row["uri"]: row for row in rows}
+    before = {rendered.plain(row["uri"]): row for row in rows}
     gone = len(before.keys() - {file.uri for file in plan.files})
     if gone == len(before):
         raise errors.OutputClash(f"{plan.out} is an index of other slides.", _CLASH_HINT)
@@ -199,9 +199,9 @@ def _go_on(plan: Plan) -> Plan:
     """Add what the same command had read before it was killed."""
     files = {file.uri: file for file in plan.files if file.uri not in plan.kept}
     found = {
-        row["uri"]: (row, table)
+        uri: (row, table)
         for row, table in plan.journal.rows()
-        if row["uri"] in files and _unchanged(files[row["uri"]], row)
+        if (uri := rendered.plain(row["uri"])) in files and _unchanged(files[uri], row)
     }
     if not found:
         return plan

@@ -49,6 +49,10 @@ class Source(abc.ABC):
             from pathfm_cli.wsi import series
 
             return series.Series.open(uri)
+        if uri.endswith("#openslide"):
+            from pathfm_cli.wsi import rendered
+
+            return rendered.Rendered(uri)
         if not is_remote(uri):
             return Local.open(uri)
         from pathfm_cli.wsi import remote

@@ -81,7 +81,7 @@ def test_every_odd_file_is_an_error_row_or_reads(formats_folder: Path, tmp_path:
     series = {Path(file).parent.name for file in files if file.endswith(".dcm")}
     assert len(found) == len([file for file in files if not file.endswith(".dcm")]) + len(series)
     good = sorted(slide for slide, row in found.items() if row["error"] is None)
-    assert good == sorted([*series, "small", "unreadable"])
+    assert good == sorted([*series, "fluorescence-DAPI", "small", "unreadable"])
     assert "352.8" in found["boxes"]["error"]
     assert "0.00499" in found["CMU-1-Small-Region.jpeg"]["error"]
 
