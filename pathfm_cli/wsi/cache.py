@@ -10,6 +10,7 @@ The folder and its bound come from the environment, which workers inherit; see `
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import functools
@@ -37,6 +38,8 @@ TOUCH_S = 600
 QUEUE_TILES = 4096
 """Tiles that wait to be written; what comes beyond is not cached this time."""
 BUSY_S = 10.0
+FINISH_S = 5.0
+"""How long the end of a process waits for tiles to be written."""
 
 _SCHEMA = """
 PRAGMA page_size = 8192;
@@ -120,6 +123,7 @@ class Cache:
         with self._guard():
             self._reader = self._connect()
         threading.Thread(target=self._write_all, name="pathfm-cache", daemon=True).start()
+        atexit.register(self._finish)
 
     def get(self, name: bytes) -> bytes | None:
         """The bytes kept under a name, or None."""
@@ -146,6 +150,12 @@ class Cache:
     def flush(self) -> None:
         """Wait until everything that was put is written or given up."""
         self._work.join()
+
+    def _finish(self) -> None:
+        """At the end of the process: let what waits be written, but not for long."""
+        end = time.monotonic() + FINISH_S
+        while self._working and self._work.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)
 
     def _queue(self, name: bytes, data: bytes | None) -> None:
         try:
