@@ -23,6 +23,7 @@ def pathfm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_embedding_twice_fetches_each_tile_once(tmp_path: Path) -> None:
     (slide,) = DEMO.glob("*.svs")
     embed = (
