@@ -6,6 +6,7 @@ Outside the slide and where a tile is missing, pixels are white.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -142,21 +143,11 @@ class Reader:
         pixels = np.empty((len(requests), size_px, size_px, 3), np.uint8)
         failures: dict[int, errors.SlideError] = {}
 
-        def work(job: Sequence[batch.Item]) -> None:
-            try:
-                self._read_job(requests, job, pixels)
-            except errors.SlideError as error:
-                if len(job) == 1:
-                    pixels[job[0].number] = regions.WHITE
-                    failures[job[0].number] = error
-                    return
-                # Only the patches that show what is damaged fail.
-                for item in job:
-                    work([item])
-
         _ = self.table
         jobs = batch.jobs(self._item(number, request) for number, request in enumerate(requests))
         batch.announce(self.table, jobs)
+        # No closure that calls itself: the cycle would keep every batch until the next collection.
+        work = functools.partial(self._try_job, requests, pixels=pixels, failures=failures)
         for _ in pool.map(work, jobs) if pool else map(work, jobs):
             pass
         return pixels, failures
@@ -210,6 +201,25 @@ class Reader:
             cut = resample.cut(slide.levels[number], band, width_px, end - begin, idct=self._idct)
             parts.append(_read(self.table, slide, number, cut))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _try_job(
+        self,
+        requests: Sequence[Request],
+        job: Sequence[batch.Item],
+        pixels: Pixels,
+        failures: dict[int, errors.SlideError],
+    ) -> None:
+        """Read a group; only the patches that show what is damaged fail."""
+        try:
+            self._read_job(requests, job, pixels)
+        except errors.SlideError as error:
+            if len(job) > 1:
+                for item in job:
+                    self._try_job(requests, [item], pixels, failures)
+                return
+            pixels[job[0].number] = regions.WHITE
+            # Its traceback would keep the pixels.
+            failures[job[0].number] = errors.SlideError(str(error), error.hint)
 
     def _read_job(
         self, requests: Sequence[Request], job: Sequence[batch.Item], pixels: Pixels

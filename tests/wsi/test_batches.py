@@ -1,6 +1,8 @@
 """Patches of a batch: the pixels of single patches, each tile read once, failures apart."""
 
+import gc
 import pickle
+import weakref
 from concurrent import futures
 from pathlib import Path
 
@@ -100,6 +102,27 @@ def test_a_corrupt_tile_fails_only_the_patches_that_show_it(
         np.testing.assert_array_equal(
             pixels[number], found.reader.read_region(slide, x, y, 0, 40, 40)
         )
+
+
+def test_a_batch_is_freed_when_it_is_dropped(make_pyramid: MakePyramid, tmp_path: Path) -> None:
+    """No cycle keeps pixels until the garbage collector comes: that is gigabytes in a long run."""
+    paths = [make_pyramid(name, factors=(1,)) for name in ("a.tif", "b.tif")]
+    index.index([str(path) for path in paths], tmp_path / "s.parquet")
+    found = cohort.open_cohort(tmp_path / "s.parquet")
+    paths[1].unlink()
+    wanted = [pyramid.Request(slide, x, 0, 0.3, 32) for slide in found.slides for x in (0, 9, 300)]
+    gc.disable()
+    try:
+        for pool in (None, futures.ThreadPoolExecutor(2)):
+            pixels, failures = found.reader.read_patches(wanted, pool)
+            assert sorted(failures) == [3, 4, 5]
+            held = weakref.ref(pixels)
+            del pixels
+            if pool:
+                pool.shutdown()
+            assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_slide_that_is_gone_fails_only_its_patches(
