@@ -12,7 +12,7 @@ ALLOWED = {
     "kinds": set(),
     "config": {"errors"},
     "artifacts": {"errors", "kinds"},
-    "wsi": {"errors", "wsi"},
+    "wsi": {"errors", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
     "tissue": TOP | {"wsi", "data", "model", "tissue"},

@@ -16,7 +16,12 @@ PACKAGES = (
     "torch timm torchvision zarr numcodecs tiffslide tifffile imagecodecs simplejpeg obstore "
     "fsspec pillow shapely polars scikit-learn safetensors numpy typer rich"
 ).split()
-EXTRAS = {"plots": "matplotlib"}
+EXTRAS = {"plots": "matplotlib", "dicom": "pydicom", "openslide": "openslide"}
+USES = {
+    "plots": "pictures of metrics",
+    "dicom": "DICOM slides",
+    "openslide": "NDPI, MRXS, SCN, BIF, Philips slides; local only, slower",
+}
 SHM_NEEDED_GIB = 1.0
 """Loader workers hand batches over in shared memory."""
 
@@ -56,7 +61,8 @@ def _all() -> Iterator[Check]:
         yield _package(name)
     for extra, module in EXTRAS.items():
         present = util.find_spec(module) is not None
-        hint = "present" if present else f"absent: pip install 'pathfm[{extra}]'"
+        state = "present" if present else f"absent: pip install 'pathfm[{extra}]'"
+        hint = f"{state} ({USES[extra]})"
         yield Check(f"extra {extra}", "ok" if present else "warn", hint)
     yield _tried("encoder", _encoder)
     yield _tried("device", _device)

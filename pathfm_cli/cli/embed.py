@@ -48,6 +48,8 @@ def embed(
     precision: options.Precision = "auto",
     workers: options.Workers = 0,
     max_failed: options.MaxFailed = None,
+    cache: options.CacheFolder = None,
+    cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,7 +62,10 @@ def embed(
     pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
     """
     from pathfm_cli.tasks import request, source
+    from pathfm_cli.wsi import cache as tile_cache
 
+    if cache is not None and not dry_run:
+        tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)
     request.refuse_images(inputs or [])
     columns = source.Columns(label=label, split=split, group=group, slide=slide)

@@ -4,6 +4,7 @@ run.json             what is being trained: the header of the checkpoint to come
 config.toml          the recipe, resolved; `--recipe run/config.toml` repeats it
 patches.parquet      the fixed patch set that ODCorr is measured on
 metrics.jsonl        a line a log step; metrics.parquet when the run is finished
+skipped/rank-N.jsonl  patches that could not be read and were replaced, if any
 checkpoints/step-N/  to go on from
 exports/step-N/      the teacher on the way, if the recipe wants it
 model.json, teacher.safetensors  the result
@@ -29,13 +30,25 @@ CONFIG = "config.toml"
 PATCHES = "patches.parquet"
 METRICS = "metrics.jsonl"
 METRICS_TABLE = "metrics.parquet"
+SKIPPED = "skipped"
 CHECKPOINTS = "checkpoints"
 EXPORTS = "exports"
 MODEL = "model.json"
 RESULT = "teacher.safetensors"
 _LOCK = ".lock"
 
-_OWN = (RESULT, MODEL, METRICS_TABLE, CHECKPOINTS, EXPORTS, METRICS, PATCHES, CONFIG, IDENTITY)
+_OWN = (
+    RESULT,
+    MODEL,
+    METRICS_TABLE,
+    CHECKPOINTS,
+    EXPORTS,
+    METRICS,
+    SKIPPED,
+    PATCHES,
+    CONFIG,
+    IDENTITY,
+)
 """What `--overwrite` removes, the result first."""
 _PATIENCE_S = 30.0
 

@@ -71,7 +71,7 @@ def test_the_same_source_is_shared_until_it_is_forgotten(numbered: list[str]) ->
     [
         ("/nowhere/a.svs", "/nowhere/a.svs: does not exist"),
         ("/", "/: not a file"),
-        ("s3://bucket/a.svs", "only local files"),
+        ("ftp://host/a.svs", "ftp:// is not known"),
     ],
 )
 def test_what_cannot_be_opened(uri: str, sentence: str) -> None:

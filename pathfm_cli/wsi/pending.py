@@ -1,0 +1,66 @@
+"""Ranges of remote files that are on their way, because they will be read soon.
+
+Whoever knows what a batch needs asks for all of it at once; the threads that decode find it here.
+What nobody fetches in the end is dropped, oldest first, beyond a number of bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from concurrent import futures
+
+MAX_BYTES = 256 << 20
+
+Key = tuple[str, str, int, int]
+"""uri, etag, offset, length."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A range that lies in what a future will bring, `begin` bytes after its start."""
+
+    whole: futures.Future[bytes]
+    begin: int
+    length: int
+
+    def result(self) -> bytes:
+        """The bytes, once they are here; raises what the fetch raised."""
+        return self.whole.result()[self.begin : self.begin + self.length]
+
+
+class Pending:
+    """Parts by key; thread-safe."""
+
+    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
+        self._most = most_bytes
+        self._bytes = 0
+        self._parts: collections.OrderedDict[Key, Part] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._parts
+
+    def put(self, key: Key, part: Part) -> None:
+        """Keep a part until it is taken."""
+        with self._lock:
+            if key not in self._parts:
+                self._bytes += part.length
+                self._parts[key] = part
+            while self._bytes > self._most:
+                self._bytes -= self._parts.popitem(last=False)[1].length
+
+    def take(self, key: Key) -> Part | None:
+        """The part of this key, which is then no longer kept."""
+        with self._lock:
+            part = self._parts.pop(key, None)
+            if part is not None:
+                self._bytes -= part.length
+            return part
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._parts.clear()
+            self._bytes = 0
