@@ -48,6 +48,31 @@ class Pair:
     glass: npt.NDArray[np.float32]
 
 
+def check(
+    folder: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    image_mpp: float | None,
+    slides: Sequence[str] | None,
+) -> None:
+    """Refuse sources that do not go together, or are not there.
+
+    Raises:
+        errors.UsageError: it says which.
+    """
+    if not Path(folder).is_dir():
+        raise errors.UsageError(f"There is no folder {folder}.", "--annotations DIR")
+    if (images is None) != (image_mpp is None):
+        raise errors.UsageError(
+            "--images and --image-mpp go together.", "--images thumbs/ --image-mpp 8"
+        )
+    if images is not None and slides:
+        raise errors.UsageError("Slides or --images, not both.", "name just one")
+    if images is not None and not Path(images).is_dir():
+        raise errors.UsageError(f"There is no folder {images}.", "--images DIR")
+    if image_mpp is not None and not 0.25 <= image_mpp <= 64:
+        raise errors.UsageError(f"--image-mpp {image_mpp:g} is no thumbnail.", "--image-mpp 8")
+
+
 def make(name: str, rgb: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> Pair:
     """Pair a thumbnail and its truth; the glass is the median of the bright pixels outside."""
     bare = rgb[~mask & (rgb.min(axis=2) >= GLASS_MIN)]
