@@ -109,7 +109,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sweep(final)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # safetensors makes files that only their owner may read.
+        os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, final)

@@ -83,6 +83,15 @@ def test_leftovers_of_dead_processes_are_swept_and_of_living_ones_kept(tmp_path:
     assert sorted(os.listdir(tmp_path)) == ["a.txt", alive.name]
 
 
+def test_others_may_read_what_a_library_made_private(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.touch()
+    with artifacts.atomic(tmp_path / "a.safetensors") as temporary:
+        save_file({"x": np.zeros(3, np.float32)}, temporary)
+        assert temporary.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a.safetensors").stat().st_mode == plain.stat().st_mode
+
+
 def test_finished_same_id_is_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
     assert artifacts.finished(path, HEADER) is None

@@ -61,6 +61,7 @@ def _all() -> Iterator[Check]:
     yield _tried("encoder", _encoder)
     yield _tried("device", _device)
     yield _tried("jpeg", _jpeg)
+    yield _region_decoder()
     yield _tried("jpeg2000", _jpeg2000)
     yield _tried("store", _store)
     yield _shm()
@@ -115,6 +116,15 @@ def _jpeg() -> str:
     if abs(int(back.mean()) - 128) > 1:
         raise RuntimeError(f"grey 128 decodes to {back.mean():.0f}")
     return "simplejpeg decodes"
+
+
+def _region_decoder() -> Check:
+    from pathfm_cli.wsi import roi
+
+    if roi.AVAILABLE:
+        return Check("jpeg regions", "ok", "the extension decodes parts of tiles")
+    hint = "install a C compiler and libjpeg-turbo's headers, then pathfm again"
+    return Check("jpeg regions", "warn", f"no extension, whole tiles are decoded: {hint}")
 
 
 def _jpeg2000() -> str:
