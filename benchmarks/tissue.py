@@ -3,7 +3,7 @@
 Scores (a) composites with known truth, cut from slides that the U-Net never saw, one difficulty at
 a time, and (b) hand-checked outlines of those slides; then times `pathfm mask` on real slides, and
 exact overlap (`benchmarks/overlap.py`). The saturation threshold is what CLAM-style tools do. All
-masks are cleaned alike, as `pathfm mask` cleans them.
+masks, the true ones too, are cleaned alike, as `pathfm mask` cleans them.
 
 python benchmarks/tissue.py [--quick] [--json] [--weights FILE]
 
@@ -90,15 +90,19 @@ def finders(weights: str | None) -> dict[str, Finder]:
 
 
 def cleaned(mask: Mask) -> Mask:
-    """What `pathfm mask` keeps of a mask: the same small pieces and holes go, whatever the method."""
+    """What `pathfm mask` keeps of a mask: small pieces and small holes go."""
     tissue = polygons.from_mask(mask, (1.0, 1.0), MPP, polygons.Cleaning())
     return pairs.raster(tissue, (1.0, 1.0), (mask.shape[1], mask.shape[0]))
 
 
 def score(methods: Mapping[str, Finder], images: Images) -> dict[str, scores.Score]:
     """Areas of each method, added over the images."""
+    truths = [cleaned(mask) for _, mask in images]
     return {
-        name: scores.total(scores.compare(cleaned(find(rgb)), mask, MPP) for rgb, mask in images)
+        name: scores.total(
+            scores.compare(cleaned(find(rgb)), truth, MPP)
+            for (rgb, _), truth in zip(images, truths, strict=True)
+        )
         for name, find in methods.items()
     }
 
@@ -152,8 +156,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not SLIDES.is_dir():
         sys.exit(f"{SLIDES} is absent: there are no slides to measure on")
-    say = (lambda *lines: print(*lines, sep="\n", file=sys.stderr)) if arguments.json else (
-        lambda *lines: print(*lines, sep="\n", flush=True)
+    say = (
+        (lambda *lines: print(*lines, sep="\n", file=sys.stderr))
+        if arguments.json
+        else (lambda *lines: print(*lines, sep="\n", flush=True))
     )
     with tempfile.TemporaryDirectory() as folder:
         indexed = slides(folder)
