@@ -23,7 +23,7 @@ def mask_train(
         float | None, typer.Option(help="Resolution of the thumbnails, um/px.")
     ] = None,
     mpp: Annotated[float, typer.Option(help="Resolution the network works at, um/px.")] = 8.0,
-    steps: Annotated[int, typer.Option(help="Steps of 8 scenes each.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Steps of 8 scenes each.")] = 800,
     precision: Annotated[str, typer.Option(help="bf16 or fp32: arithmetic while training.")] = (
         "bf16"
     ),

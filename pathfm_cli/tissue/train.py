@@ -38,7 +38,7 @@ class TrainConfig:
 
     mpp: float = 8.0
     """Resolution of the thumbnails, um/px."""
-    steps: int = 1000
+    steps: int = 800
     batch: int = 8
     size_px: int = 256
     """Side of a scene."""
@@ -54,7 +54,7 @@ class TrainConfig:
         if not 1 <= self.mpp <= 64:
             raise errors.UsageError(f"mpp {self.mpp:g} is no thumbnail.", "--mpp 8")
         if self.steps < 1 or self.batch < 1:
-            raise errors.UsageError("steps and batch must be 1 or more.", "--steps 1000")
+            raise errors.UsageError("steps and batch must be 1 or more.", "--steps 800")
         devices.resolve(torch.device("cpu"), self.precision)
         if self.size_px % 2 ** len(self.widths):
             raise errors.UsageError(f"A scene of {self.size_px} px does not fit the network.")

@@ -126,6 +126,18 @@ WRONG = {
         "mpp 0.1 is no thumbnail: between 0.5 and 64 um/px.",
         "--mpp 8",
     ),
+    "annotations that are not there": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "nowhere"],
+        2,
+        "nowhere holds no annotations.",
+        "--annotations DIR with DIR/SLIDE.geojson",
+    ),
+    "weights that are no network": (
+        ["s.parquet", "-o", "x.parquet", "--weights", "t.parquet"],
+        3,
+        "t.parquet is of kind tissue; segmenter is needed here.",
+        "`pathfm mask-train` writes segmenter",
+    ),
     "a negative area": (
         ["s.parquet", "-o", "x.parquet", "--min-hole", "-5"],
         2,
@@ -181,6 +193,44 @@ WRONG = {
         "pathfm mask --help",
     ),
 }
+
+
+def test_outlines_that_people_corrected_take_the_place_of_a_method(
+    made: Path, tmp_path: Path
+) -> None:
+    """What --geojson wrote comes back through --annotations, and the preview is made of it."""
+    done = pathfm(
+        *("mask", made / "s.parquet", "-o", tmp_path / "c.parquet", "--annotations", "qupath"),
+        *("--preview", tmp_path / "p"),
+        cwd=made,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        artifacts.read_table(path, "tissue").frame
+        for path in (made / "t.parquet", tmp_path / "c.parquet")
+    )
+    assert after["tissue_method"].to_list() == [None, "annotations"]
+    assert after["tissue_area_mm2"][1] == pytest.approx(before["tissue_area_mm2"][1], rel=1e-4)
+    assert before["tissue_method"].to_list() == [None, "unet"] and before["tissue_doubt"][1] > 0
+    assert after["tissue_doubt"][1] is None
+    assert (tmp_path / "p" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["s.parquet", "-o", "o.parquet", "--method", "otsu"]],
+    ids=["help", "otsu"],
+)
+def test_no_torch_is_imported_where_no_network_runs(made: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom pathfm_cli.cli import app\n"
+        "try:\n    app.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mask", *arguments], cwd=made, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "code", "sentence", "hint"), WRONG.values(), ids=WRONG)
