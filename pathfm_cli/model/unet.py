@@ -2,7 +2,7 @@
 
 Ronneberger et al., "U-Net", MICCAI 2015, at half resolution: 2 x 2 pixels are one position of 12
 channels on the way in and 4 answers on the way out, which makes it four times cheaper. Prediction
-is in fp32 on every device, so that the same thumbnail gives the same outline.
+is in fp32; where CUDA's convolutions round to TF32, outlines may differ by single pixels.
 """
 
 #   B = batch, C = channels, H, W = height and width in thumbnail pixels
