@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from pathfm_cli import artifacts
 from pathfm_cli.data import index, otsu, outlines
 from pathfm_cli.model import unet
