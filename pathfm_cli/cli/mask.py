@@ -74,7 +74,7 @@ def mask(
     if preview:
         with progress.track("preview", quiet=quiet) as report:
             lost = pictures.outlines(out, preview, workers=workers, progress=report)
-            contact.sheet(out, preview)
+            contact.sheet(out, preview, workers=workers)
         output.failures(lost, done.record["rows"], "previews")
     if geojson:
         shapes.export(out, geojson)
