@@ -52,6 +52,7 @@ _TISSUE = (
     Column("geometry", "Binary", "px", "tissue as WKB multipolygon, level-0 pixels (GeoParquet)"),
     Column("tissue_area_mm2", "Float64", "mm2", "area of the polygons"),
     Column("tissue_method", "String", "", "how the tissue was found"),
+    Column("tissue_doubt", "Float64", "bit", "the network's mean entropy where tissue may be"),
 )
 _PLACE = (
     Column("slide", "String", "", "slide id"),

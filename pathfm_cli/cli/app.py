@@ -17,7 +17,7 @@ from pathfm_cli import errors
 from pathfm_cli.cli import output
 
 VERBS = ("index", "mask", "sample", "pretrain", "embed", "probe", "segment", "odcorr")
-HELPERS = ("demo", "doctor", "show", "tasks", "models")
+HELPERS = ("mask-train", "demo", "doctor", "show", "tasks", "models")
 
 READER_GONE = 141
 CTRL_C = 130
@@ -46,8 +46,8 @@ def build() -> typer.Typer:
         """
 
     for name in (*VERBS, *HELPERS):
-        module = importlib.import_module(f"pathfm_cli.cli.{name}")
-        verb = getattr(module, name)
+        function = name.replace("-", "_")
+        verb = getattr(importlib.import_module(f"pathfm_cli.cli.{function}"), function)
         app.command(name, help=_unwrapped(verb.__doc__))(verb)
     return app
 

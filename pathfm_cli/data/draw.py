@@ -32,6 +32,8 @@ CHUNKS = 32
 REDRAWS = 64
 """Slides tried before a draw gives up."""
 CACHED_POLYGONS = 64
+SHARE_DIGITS = 9
+"""Digits that are kept of a patch's tissue share."""
 OVERHANG_PX0 = 1e-6
 """A patch may reach over the slide's edge by so much: its side is rounded."""
 
@@ -142,7 +144,7 @@ def tissue_fraction(
     full of tissue has the share 1, and another build of GEOS draws the same patches.
     """
     clipped = shapely.clip_by_rect(tissue, x_px0, y_px0, x_px0 + extent_px0, y_px0 + extent_px0)
-    return round(float(clipped.area) / extent_px0**2, 9)
+    return round(float(clipped.area) / extent_px0**2, SHARE_DIGITS)
 
 
 def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.int8]:

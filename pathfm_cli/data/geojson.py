@@ -6,6 +6,7 @@ pixels. GeoJSON (RFC 7946) speaks of longitude and latitude; QuPath, and so this
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -29,7 +30,10 @@ def features(tissue: geometry.MultiPolygon) -> dict[str, Any]:
             {
                 "type": "Feature",
                 "geometry": json.loads(shapely.to_geojson(part)),
-                "properties": {"objectType": "annotation", "classification": CLASSIFICATION},
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": copy.deepcopy(CLASSIFICATION),
+                },
             }
             for part in parts
         ],

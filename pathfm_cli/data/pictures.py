@@ -88,18 +88,30 @@ def outline(
         tissue: level-0 pixels.
     """
     height, width = thumbnail.shape[:2]
-    scale = np.array([width / slide.width_px0, height / slide.height_px0])
     picture = Image.new("RGB", (width, height + _STRIP_PX), _PAPER)
-    picture.paste(Image.fromarray(thumbnail), (0, 0))
+    picture.paste(traced(slide, thumbnail, tissue, 3), (0, 0))
     pen = ImageDraw.Draw(picture)
-    for part in shapely.get_parts(tissue):
-        for number, ring in enumerate([part.exterior, *part.interiors]):
-            line = shapely.get_coordinates(ring) * scale
-            colour = _INNER if number else _OUTER
-            pen.line([tuple(point) for point in line.tolist()], colour, width=3, joint="curve")
     area_mm2 = tissue.area * slide.mpp**2 / 1e6
     um_per_px = slide.width_px0 * slide.mpp / width
     _caption(pen, (0, height, width), f"{slide.slide}   {area_mm2:.3g} mm2 of tissue", um_per_px)
+    return picture
+
+
+def traced(
+    slide: pyramid.Slide,
+    thumbnail: npt.NDArray[np.uint8],
+    tissue: geometry.MultiPolygon,
+    width_px: int,
+) -> Image.Image:
+    """A thumbnail with lines of `width_px` along its tissue; arguments as `outline`."""
+    height, width = thumbnail.shape[:2]
+    scale = np.array([width / slide.width_px0, height / slide.height_px0])
+    picture = Image.fromarray(thumbnail)
+    pen = ImageDraw.Draw(picture)
+    for part in shapely.get_parts(tissue):
+        for number, ring in enumerate([part.exterior, *part.interiors]):
+            line = [tuple(point) for point in (shapely.get_coordinates(ring) * scale).tolist()]
+            pen.line(line, _INNER if number else _OUTER, width=width_px, joint="curve")
     return picture
 
 

@@ -14,7 +14,7 @@ import torch
 from tissues import MakeTissue
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, index, mask, sample, stream, windows
+from pathfm_cli.data import cohort, draw, finders, index, mask, sample, stream, windows
 
 CONFIG = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
 
@@ -198,7 +198,7 @@ def half_corrupt(tmp_path: Path) -> Path:
             resolutionunit="CENTIMETER",
         )
     index.index([str(tmp_path / "good.tif"), str(tmp_path / "bad.tif")], tmp_path / "s.parquet")
-    mask.mask(tmp_path / "s.parquet", tmp_path / "t.parquet")
+    mask.mask(tmp_path / "s.parquet", tmp_path / "t.parquet", finders.Otsu())
     spoil(tmp_path / "bad.tif")
     return tmp_path / "t.parquet"
 
