@@ -16,7 +16,7 @@ OUTSIDE = """\
 tests/                   mirror the package; real slides, real processes
 benchmarks/              each prints ratios against a named peer in one run
 docs/                    architecture, artifacts, decisions
-examples/                scripts of verbs
+examples/                scripts of verbs to start from
 """
 
 

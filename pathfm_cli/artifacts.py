@@ -103,14 +103,20 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
 
     Leftovers of killed processes are removed. A failure leaves `path` as it was.
+
+    Raises:
+        errors.Unwritable: nothing can be written there.
     """
     final = Path(os.path.abspath(path))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         temporary.touch()
         mode = temporary.stat().st_mode
+    except OSError as error:
+        raise errors.Unwritable(path, error.strerror or str(error)) from error
+    try:
         yield temporary
         # safetensors makes files that only their owner may read.
         os.chmod(temporary, mode)
@@ -213,15 +219,17 @@ def finished(
     """Rerun = resume: the record if `path` already is this very artifact, None if it is to be made.
 
     Raises:
-        errors.OutputClash: `path` holds something else; the message names what differs.
+        errors.OutputClash: `path` holds something else, and the message names what differs; or,
+            whatever `overwrite` says, it is no artifact of pathfm, or one of the inputs.
     """
-    if overwrite or not os.path.lexists(path):
-        return None
     hint = "another -o, or --overwrite to replace it"
-    try:
-        old = read_header(path)
-    except errors.InputError as error:
-        raise errors.OutputClash(f"{path} exists and is no pathfm artifact.", hint) from error
+    old = check_replaceable(path)
+    if old is None:
+        return None
+    if f"{old.kind}:{old.id}" in header.parents:
+        raise errors.OutputClash(f"{path} is an input: it would replace itself.", "another -o")
+    if overwrite:
+        return None
     if old.id == header.id:
         return old.record(resolve(path))
     raise errors.OutputClash(f"{path} was made with {differences(old, header)}.", hint)
@@ -234,13 +242,46 @@ def refuse(
 
     Raises:
         errors.OutputClash: `path` holds no artifact, another kind, or one with other settings.
+        errors.Unwritable: nothing can be written there.
     """
-    if os.path.lexists(path) and not overwrite:
+    check_place(path)
+    if os.path.lexists(path):
         try:
             parents = read_header(path).parents
         except errors.InputError:
             parents = ()
-        finished(path, Header(kind=kind, parents=parents, settings=settings))
+        finished(path, Header(kind=kind, parents=parents, settings=settings), overwrite=overwrite)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> Header | None:
+    """The header of the artifact that lies at `path`; None if nothing does.
+
+    Raises:
+        errors.OutputClash: something else lies there; pathfm never replaces that.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_header(path)
+    except errors.InputError as error:
+        raise errors.OutputClash(
+            f"{path} exists and is no pathfm artifact.", "another -o, or remove it yourself"
+        ) from error
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """See, without touching anything, that a file can be made at `path`.
+
+    Raises:
+        errors.Unwritable: it cannot.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise errors.Unwritable(path, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise errors.Unwritable(path, f"no permission to write in {folder}")
 
 
 def differences(old: Header, new: Header) -> str:

@@ -23,6 +23,8 @@ class Kind:
     verb: str
     doc: str
     columns: tuple[Column, ...]
+    optional: tuple[Column, ...] = ()
+    """Columns that a file has where they are known."""
 
 
 _SLIDES = (
@@ -78,6 +80,12 @@ KINDS = {
                 Column("id", "String", "", "image id, unique in the table"),
                 Column("embedding", "Array(Float32)", "", "the feature vector; null if it failed"),
                 Column("error", "String", "", "why the image failed; null when it did not"),
+            ),
+            (
+                Column("label", "String", "", "class of the image"),
+                Column("split", "String", "", "train, val, test or another part"),
+                Column("group", "String", "", "what stays together in folds, as a patient"),
+                *_PLACE,
             ),
         ),
         Kind(

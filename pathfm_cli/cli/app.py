@@ -77,6 +77,8 @@ def run(arguments: list[str]) -> int:
         return CTRL_C
     except errors.PathfmError as error:
         return _known(error)
+    except OSError as error:
+        return _known(_system(error))
     except (typer.TyperException, typer.Abort) as error:
         return _usage(arguments, error)
     return result if isinstance(result, int) else 0
@@ -93,6 +95,17 @@ def _known(error: errors.PathfmError) -> int:
     if error.hint:
         output.note(f"hint: {error.hint}")
     return error.exit_code
+
+
+def _system(error: OSError) -> errors.PathfmError:
+    """A disk that is full, a file that vanished: what the system says, as a sentence."""
+    if os.environ.get("PATHFM_DEBUG"):
+        traceback.print_exception(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return errors.PathfmError(
+        f"{where}{error.strerror or error}.",
+        "PATHFM_DEBUG=1 shows where; what was finished before is kept",
+    )
 
 
 def _usage(arguments: list[str], error: Exception) -> int:

@@ -80,7 +80,7 @@ def embed(
     # A wrong model must not come to light only when the command on the left has finished.
     waits = ("-" in (inputs or []) or not (inputs or images)) and pipe.has_stdin()
     network = encoder.load(model, **how) if model and waits and not dry_run else None
-    bound, spec = encoder.bind("embed", inputs or [], slots, model)
+    bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)
     for sentence in data.notes:
         output.note(f"pathfm: {sentence}")

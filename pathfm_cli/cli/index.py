@@ -38,9 +38,12 @@ def index(
     pathfm index slides/ -o s.parquet
     find . -name '*.svs' | pathfm index - -o s.parquet --metadata cases.csv
     """
+    from pathfm_cli import artifacts
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
+    artifacts.check_place(out)
+    artifacts.check_replaceable(out)
     planning.check(out, metadata, mpp_override or (), root, overwrite=overwrite)
     handles = pipe.lines("index", slides or (), "slides")
     named = [handle.path for handle in handles if handle.kind is None]

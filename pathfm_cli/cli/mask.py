@@ -51,6 +51,7 @@ def mask(
     pathfm mask slides.parquet -o tissue.parquet --preview outlines/
     pathfm mask slides.parquet -o corrected.parquet --annotations qupath/
     """
+    from pathfm_cli import artifacts
     from pathfm_cli.data import contact, finders, pictures, polygons
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
@@ -62,7 +63,10 @@ def mask(
         *(method, mpp, weights, device, annotations, include or (), exclude or (), cleaning)
     )
     library.check(out, finder, overwrite=overwrite)
-    path = pipe.bind("mask", slides or [], {"slides": pipe.Slot(("slides",))})["slides"]
+    for folder in filter(None, (preview, geojson)):
+        artifacts.check_place(folder / "slide")
+    slot = pipe.Slot(("slides",))
+    path = pipe.bind("mask", slides or [], {"slides": slot}, out=out)["slides"]
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(library.plan(path, out, finder, overwrite=overwrite))

@@ -49,7 +49,7 @@ def pretrain(
     machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
-    path = pipe.bind("pretrain", source or [], {"source": slot})["source"]
+    path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))

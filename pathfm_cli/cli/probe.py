@@ -42,7 +42,7 @@ def probe(
     slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
     if device != "auto":
         _check_device(device)
-    source = features.open_features(pipe.bind("probe", given, slots)["embeddings"])
+    source = features.open_features(pipe.bind("probe", given, slots, out=out)["embeddings"])
     from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import probe as task
 

@@ -52,6 +52,19 @@ def open_cohort(path: str | os.PathLike[str]) -> Cohort:
     return Cohort(table, slides, pyramid.Reader(table.file("tiles")))
 
 
+def require_usable(header: artifacts.Header, path: str | os.PathLike[str]) -> None:
+    """See that not every slide of a `slides` or `tissue` artifact carries an error.
+
+    Raises:
+        errors.InputError: every one does.
+    """
+    if header.rows and header.rows == header.failed:
+        raise errors.InputError(
+            f"None of the {header.rows} slides of {path} can be used.",
+            "see its column error, or what index and mask said",
+        )
+
+
 def slide_rows(table: artifacts.Table) -> pl.DataFrame:
     """The rows about slides of a `slides`, `tissue` or `patches` artifact, bad ones included.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def cells(
             if not reasons[row, column]:
                 frames.append(_on_slide(slide, tissue.bounds, share, mpp, config, stride_px))
     return pl.concat(frames)
+
+
+def most(slides: pl.DataFrame, config: draw.SampleConfig, stride_px: int) -> int:
+    """Cells of the grid on and off tissue; arguments as `cells`."""
+    count = 0
+    for width, height, mpp0 in slides.select("width_px0", "height_px0", "mpp").iter_rows():
+        for mpp in config.mpp:
+            step = draw.extent_px0(stride_px, mpp, mpp0)
+            count += math.ceil(width / step) * math.ceil(height / step)
+    return count
 
 
 def _on_slide(

@@ -145,7 +145,7 @@ def _settings(finder: finders.Finder) -> dict[str, Any]:
 def _open(
     slides: str | os.PathLike[str], out: str | os.PathLike[str], finder: finders.Finder
 ) -> tuple[cohort.Cohort, artifacts.Header]:
-    artifacts.read_header(slides, "slides")
+    cohort.require_usable(artifacts.read_header(slides, "slides"), slides)
     opened = cohort.open_cohort(slides)
     header = artifacts.Header(
         kind="tissue",

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import shapely
 from numpy import typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from shapely import geometry
 
 from pathfm_cli import artifacts, errors
@@ -25,6 +25,8 @@ CELL_PX = 192
 MAX_CELLS = 48
 """Patches on a contact sheet; of more, so many are taken at equal steps."""
 
+_MARK = ("Software", "pathfm")
+"""Text chunk by which a picture of pathfm is known."""
 _OUTER = (0, 150, 40)
 _INNER = (230, 120, 0)
 _INK = (40, 40, 40)
@@ -187,6 +189,29 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size_px)
 
 
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """See that a picture may be written: nothing is there, or an earlier picture of pathfm.
+
+    Raises:
+        errors.OutputClash: it is another file.
+        errors.Unwritable: nothing can be written there.
+    """
+    artifacts.check_place(path)
+    if overwrite or not os.path.lexists(path):
+        return
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            ours = picture.info.get(_MARK[0]) == _MARK[1]
+    except OSError:
+        ours = False
+    if not ours:
+        raise errors.OutputClash(
+            f"{path} exists and is no picture of pathfm.", "another name, or --overwrite"
+        )
+
+
 def _save(picture: Image.Image, path: Path) -> None:
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
     with artifacts.atomic(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=mark)

@@ -66,7 +66,13 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
 
 
 def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """As `inspect`, before the inputs are known: raise if `run` is surely something else."""
+    """As `inspect`, before the inputs are known: raise if `run` is surely something else.
+
+    Raises:
+        errors.OutputClash: as `inspect`.
+        errors.Unwritable: nothing can be written there.
+    """
+    artifacts.check_place(run)
     old = artifacts.read_header(run) if (run / RESULT).exists() else _identity(run)
     parents = old.parents if old else ()
     header = artifacts.Header(kind="checkpoint", parents=parents, settings=settings)

@@ -82,11 +82,10 @@ def check_free(
     if files.table.is_dir() or (folder.exists() and not folder.is_dir()):
         raise errors.OutputClash(f"{out} cannot hold scores.", "-o FOLDER or -o NAME.parquet")
     artifacts.refuse(files.table, "scores", settings, overwrite=overwrite)
-    strange = files.document.exists() and not _is_ours(files.document)
-    if strange and not overwrite:
+    if files.document.exists() and not _is_ours(files.document):
         raise errors.OutputClash(
             f"{files.document} exists and holds no pathfm scores.",
-            "another -o, or --overwrite to replace it",
+            "another -o, or remove it yourself",
         )
 
 
