@@ -21,13 +21,13 @@ Key = tuple[str, str, int, int]
 class Part:
     """A range that lies in what a future will bring, `begin` bytes after its start."""
 
-    whole: futures.Future[bytes]
+    whole: futures.Future[memoryview]
     begin: int
     length: int
 
     def result(self) -> bytes:
         """The bytes, once they are here; raises what the fetch raised."""
-        return self.whole.result()[self.begin : self.begin + self.length]
+        return bytes(self.whole.result()[self.begin : self.begin + self.length])
 
 
 class Pending:
