@@ -29,8 +29,8 @@ from obstore import store as stores
 from pathfm_cli import errors
 from pathfm_cli.wsi import cache, pending, retry, store
 
-IN_FLIGHT = 64
-"""Requests of `read_many` under way at once, per process."""
+IN_FLIGHT = 128
+"""Requests under way at once, per process: 64 patches, each of two rows of tiles."""
 GAP_BYTES = 8 << 10
 """Bytes between two ranges that are fetched along, because a request of its own costs more."""
 CONNECT_TIMEOUT_S = 10
