@@ -103,7 +103,7 @@ class Remote(store.Source):
 
     def prefetch(self, ranges: Sequence[store.Range]) -> None:
         """Ask for ranges now; the `read_many` that needs them waits for what is on its way."""
-        ranges = [place for place in ranges if self._key(place) not in _pending]
+        ranges = [place for place in ranges if not _pending.claim(self._key(place))]
         for place, part in zip(ranges, self._start(ranges), strict=True):
             _pending.put(self._key(place), part)
 
