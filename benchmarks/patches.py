@@ -219,7 +219,7 @@ def measure(path: Path, folder: Path, quick: bool) -> dict:
     """Everything about one slide."""
     found = made_slide.opened(path, folder)
     (slide,) = found.slides
-    count, rounds = (192, 2) if quick else (1024, 6)
+    count, rounds = (128, 2) if quick else (512, 6)
     result: dict = {"level0": one_thread(found, 1, random_places(slide, 1, count), rounds)}
     for name, odd in (("half", 0), ("half_odd", 1)):
         places = random_places(slide, 2, count // 2, odd)

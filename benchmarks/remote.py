@@ -3,9 +3,9 @@
 python benchmarks/remote.py [--quick] [--json] [--latency-ms 30]
 
 A web server in another process of this machine answers byte ranges after a delay (range_server.py).
-256 px patches at level 0 at random places of a large slide (`made_slide`), up to 64 requests in
-flight; ours in batches of 128 with two decoding threads, tiffslide with 64 threads on one slide, as
-it is used with fsspec. Processor time per patch is compared with our reader on the same file on
+256 px patches at level 0 at random places of a large slide (`made_slide`), 64 patches in flight:
+ours in batches with two decoding threads, tiffslide with 64 threads on one slide, as it is used
+with fsspec. Processor time per patch is compared with our reader on the same file on
 disk, in alternating rounds of which the best count. Then an index of links to real slides.
 """
 
@@ -30,8 +30,8 @@ from pathfm_cli.data import cohort, index
 from pathfm_cli.wsi import pyramid, remote
 
 PATCH_PX = 256
-BATCH = 128
-IN_FLIGHT = 64
+BATCH = 64
+"""Patches in flight at once, of either reader."""
 ROUNDS = 3
 NAME = "made.svs"
 
@@ -116,7 +116,7 @@ def tiffslide_patches(address: str, count: int, side: int) -> dict[str, float]:
         slide.read_region((x, y), 0, (PATCH_PX, PATCH_PX), as_array=True)
 
     before = counts(address)["bytes"]
-    with futures.ThreadPoolExecutor(IN_FLIGHT) as pool:
+    with futures.ThreadPoolExecutor(BATCH) as pool:
         start = time.perf_counter()
         list(pool.map(patch, range(count)))
         wall = time.perf_counter() - start

@@ -50,7 +50,8 @@ def mask_train(
     if images is not None and image_mpp is not None:
         found = list(pairs.of_images(images, annotations, image_mpp, mpp))
     else:
-        path = pipe.bind("mask-train", slides or [], {"slides": pipe.Slot(("slides", "tissue"))})
+        slot = pipe.Slot(("slides", "tissue"))
+        path = pipe.bind("mask-train", slides or [], {"slides": slot}, out=out)
         found = list(pairs.of_slides(path["slides"], annotations, mpp))
     if dry_run:
         return sink.plan(train.plan(found, out, config, overwrite=overwrite))

@@ -129,23 +129,23 @@ def check(
     """Refuse an output that is surely something else, and a device that is not there.
 
     Raises:
-        errors.OutputClash: `out` holds no segmenter, or one of other settings.
+        errors.OutputClash: `out` holds no artifact, no segmenter, or one of other settings.
+        errors.Unwritable: nothing can be written there.
         errors.UsageError: no such device.
     """
     devices.pick(device)
-    if overwrite or not os.path.lexists(out):
+    artifacts.check_place(out)
+    old = artifacts.check_replaceable(out)
+    if old is None or overwrite:
         return
-    hint = "another -o, or --overwrite to replace it"
-    try:
-        old = artifacts.read_header(out)
-    except errors.InputError as error:
-        raise errors.OutputClash(f"{out} exists and is no pathfm artifact.", hint) from error
     asked = _settings(config)
     known = {name: old.settings.get(name) for name in asked}
     if old.kind != "segmenter" or known != asked:
         new = dataclasses.replace(old, kind="segmenter", settings=asked)
         told = artifacts.differences(dataclasses.replace(old, settings=known), new)
-        raise errors.OutputClash(f"{out} was made with {told}.", hint)
+        raise errors.OutputClash(
+            f"{out} was made with {told}.", "another -o, or --overwrite to replace it"
+        )
 
 
 def plan(

@@ -165,12 +165,16 @@ def describe(
     """
     what = refusal.what
     if store.is_remote(path):
+        if not refusal.slide:
+            raise refusal
         raise errors.SlideError(
             f"{name}: {what}, which only openslide reads, and that only from a local disk"
         ) from refusal
     try:
         import openslide
     except ImportError as error:
+        if not refusal.slide:
+            raise refusal from error
         raise errors.SlideError(
             f"{name}: {what}, which needs an extra: pip install 'pathfm[openslide]'"
         ) from error

@@ -41,11 +41,17 @@ _YCBCR = 6
 
 
 class Foreign(errors.SlideError):
-    """A file of a kind that pathfm does not read itself; `what` says which, with its article."""
+    """A file of a kind that pathfm does not read itself.
 
-    def __init__(self, name: str, what: str, reason: str) -> None:
+    Attributes:
+        what: which kind, with its article.
+        slide: whether it is surely a slide of another vendor.
+    """
+
+    def __init__(self, name: str, what: str, reason: str, *, slide: bool) -> None:
         super().__init__(f"{name}: {what}, {reason}")
         self.what = what
+        self.slide = slide
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ def describe(source: store.Source, name: str) -> Description:
     """
     head = source.read(0, min(132, source.size))
     if not tiff.is_tiff(head):
-        raise Foreign(name, _what(head), "not a TIFF slide")
+        raise Foreign(name, _what(head), "not a TIFF slide", slide=False)
     first = tiff.directories(source, limit=1)[0]
     description = first.text(tiff.IMAGE_DESCRIPTION)
     _refuse_foreign(first, description, name)
@@ -133,7 +139,7 @@ def _refuse_foreign(first: tiff.Directory, description: str, name: str) -> None:
     elif "PerkinElmer-QPI" in description:
         found = "a PerkinElmer QPTIFF"
     if found:
-        raise Foreign(name, found, "which is not supported")
+        raise Foreign(name, found, "which is not supported", slide=True)
 
 
 def _aperio(chain: Sequence[tiff.Directory], description: str, name: str) -> Description:

@@ -141,7 +141,7 @@ WRONG = {
     "a negative area": (
         ["s.parquet", "-o", "x.parquet", "--min-hole", "-5"],
         2,
-        "min_hole_um2 is -5.0, below 0.",
+        "min_hole_um2 is -5.0; it is a number from 0 on.",
         "0 keeps everything",
     ),
     "an output made with other settings": (
@@ -154,7 +154,7 @@ WRONG = {
         ["s.parquet", "-o", "good.svs"],
         2,
         "good.svs exists and is no pathfm artifact.",
-        "another -o, or --overwrite to replace it",
+        "another -o, or remove it yourself",
     ),
     "an input that is no slides artifact": (
         ["t.parquet", "-o", "x.parquet"],

@@ -239,10 +239,14 @@ def test_what_is_prefetched_comes_once_and_is_dropped_beyond_a_bound(
         source.prefetch([(0, 500), (20_000, 500)])
         source.prefetch([(0, 500)])
         assert source.read_many([(0, 500), (20_000, 500)]) == [body[:500], body[20_000:20_500]]
+        # Both who asked for it get what came once.
+        assert source.read_many([(0, 500)]) == [body[:500]]
         assert servers.counts(server)["GET"] == 2
+        assert source.read_many([(0, 500)]) == [body[:500]]
+        assert servers.counts(server)["GET"] == 3
         # Of four, the first is forgotten and read again when it is needed.
         wanted = [(place, 500) for place in (0, 20_000, 40_000, 60_000)]
         source.prefetch(wanted)
         assert source.read_many(wanted) == [body[a : a + n] for a, n in wanted]
-        assert servers.counts(server)["GET"] == 7
+        assert servers.counts(server)["GET"] == 8
     assert remote._pending._bytes == 0

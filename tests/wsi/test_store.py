@@ -70,7 +70,8 @@ def test_the_same_source_is_shared_until_it_is_forgotten(numbered: list[str]) ->
     ("uri", "sentence"),
     [
         ("/nowhere/a.svs", "/nowhere/a.svs: does not exist"),
-        ("/", "/: not a file"),
+        ("/usr", "/usr: not a file"),
+        ("/", "/: holds no .dcm file"),
         ("ftp://host/a.svs", "ftp:// is not known"),
     ],
 )
