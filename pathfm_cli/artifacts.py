@@ -9,7 +9,6 @@ work has the same name wherever it runs. `docs/artifacts.md` explains every colu
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,13 +17,13 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.kinds import KINDS
 
 SCHEMA = "pathfm.artifact/1"
@@ -98,36 +97,6 @@ class Table:
         return path
 
 
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
-
-    Leftovers of killed processes are removed. A failure leaves `path` as it was.
-
-    Raises:
-        errors.Unwritable: nothing can be written there.
-    """
-    final = Path(os.path.abspath(path))
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-    except OSError as error:
-        raise errors.Unwritable(path, error.strerror or str(error)) from error
-    try:
-        yield temporary
-        # safetensors makes files that only their owner may read.
-        os.chmod(temporary, mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-        _fsync_folder(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_table(
     path: str | os.PathLike[str],
     frame: pl.DataFrame | pl.LazyFrame,
@@ -164,7 +133,7 @@ def write_table(
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
         metadata[f"pathfm.table.{name}"] = base64.b64encode(buffer.getvalue()).decode()
-    with atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         if isinstance(frame, pl.LazyFrame):
             frame.sink_parquet(temporary, metadata=metadata, compression="zstd")
         else:
@@ -244,7 +213,7 @@ def refuse(
         errors.OutputClash: `path` holds no artifact, another kind, or one with other settings.
         errors.Unwritable: nothing can be written there.
     """
-    check_place(path)
+    disk.check_place(path)
     if os.path.lexists(path):
         try:
             parents = read_header(path).parents
@@ -267,21 +236,6 @@ def check_replaceable(path: str | os.PathLike[str]) -> Header | None:
         raise errors.OutputClash(
             f"{path} exists and is no pathfm artifact.", "another -o, or remove it yourself"
         ) from error
-
-
-def check_place(path: str | os.PathLike[str]) -> None:
-    """See, without touching anything, that a file can be made at `path`.
-
-    Raises:
-        errors.Unwritable: it cannot.
-    """
-    folder = Path(os.path.abspath(path)).parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir():
-        raise errors.Unwritable(path, f"{folder} is no folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise errors.Unwritable(path, f"no permission to write in {folder}")
 
 
 def differences(old: Header, new: Header) -> str:
@@ -316,7 +270,7 @@ class Parts:
 
     def write(self, number: int, frame: pl.DataFrame) -> None:
         """Keep chunk `number`, atomically."""
-        with atomic(self.folder / f"{number:08d}.parquet") as temporary:
+        with disk.atomic(self.folder / f"{number:08d}.parquet") as temporary:
             frame.write_parquet(temporary, compression="zstd")
 
     def scan(self) -> pl.LazyFrame:
@@ -399,36 +353,6 @@ def _safetensors_metadata(path: Path) -> dict[str, str] | None:
         if not isinstance(metadata, dict):
             raise ValueError("damaged safetensors header")
         return metadata or {"": ""}
-
-
-def _sweep(final: Path) -> None:
-    for stale in final.parent.glob(f"{_glob_escape(final.name)}.tmp-*"):
-        process = stale.name.rpartition("-")[2]
-        if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
-            stale.unlink(missing_ok=True)
-
-
-def _glob_escape(name: str) -> str:
-    """Quote the characters that `Path.glob` would read as a pattern."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

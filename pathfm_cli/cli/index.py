@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -46,7 +46,7 @@ def index(
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
-    artifacts.check_place(out)
+    disk.check_place(out)
     artifacts.check_replaceable(out)
     settings = (out, metadata, mpp_override or (), root)
     planning.check(*settings, overwrite=overwrite, manifest=gdc_manifest)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -51,7 +51,6 @@ def mask(
     pathfm mask slides.parquet -o tissue.parquet --preview outlines/
     pathfm mask slides.parquet -o corrected.parquet --annotations qupath/
     """
-    from pathfm_cli import artifacts
     from pathfm_cli.data import contact, finders, pictures, polygons
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
@@ -64,7 +63,7 @@ def mask(
     )
     library.check(out, finder, overwrite=overwrite)
     for folder in filter(None, (preview, geojson)):
-        artifacts.check_place(folder / "slide")
+        disk.check_place(folder / "slide")
     slot = pipe.Slot(("slides",))
     path = pipe.bind("mask", slides or [], {"slides": slot}, out=out)["slides"]
     sink = output.Sink(json, quiet)

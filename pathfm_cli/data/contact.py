@@ -18,7 +18,7 @@ from urllib import parse
 
 import shapely
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import cohort, geojson, pictures
 from pathfm_cli.wsi import pyramid
 
@@ -125,7 +125,7 @@ def sheet(
         count=frame.height, area=f"{area_mm2:.4g}", cell=CELL_PX, cells="\n".join(cells)
     )
     file = Path(folder) / NAME
-    with artifacts.atomic(file) as temporary:
+    with disk.atomic(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return file
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.data import headers
 from pathfm_cli.data import journal as journals
 from pathfm_cli.data import plan as planning
@@ -98,7 +98,7 @@ def run(
     rows, writer = _assemble(plan, _read_rest(plan, workers, max_failed, progress))
     frame = _frame(rows, plan.extras)
     beside = plan.out.parent / plan.header.files["tiles"]
-    with artifacts.atomic(beside) as temporary, temporary.open("wb") as file:
+    with disk.atomic(beside) as temporary, temporary.open("wb") as file:
         writer.write(file, plan.header.id)
     record = artifacts.write_table(plan.out, frame, plan.header)
     plan.journal.discard()

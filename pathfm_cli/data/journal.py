@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.data import headers
 from pathfm_cli.wsi import tiles
 
@@ -53,9 +53,9 @@ class Journal:
         """Keep a chunk, and return its tile table, which is mapped and takes no memory."""
         number = 1 + max(self._numbers(), default=-1)
         path = self.folder / f"{number:08d}.safetensors"
-        with artifacts.atomic(path) as temporary, temporary.open("wb") as file:
+        with disk.atomic(path) as temporary, temporary.open("wb") as file:
             writer.write(file, f"{number}")
-        with artifacts.atomic(path.with_suffix(".parquet")) as temporary:
+        with disk.atomic(path.with_suffix(".parquet")) as temporary:
             pl.DataFrame(rows, schema=headers.SCHEMA).write_parquet(temporary)
         return tiles.TileTable.open(path)
 

@@ -14,7 +14,7 @@ from numpy import typing as npt
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from shapely import geometry
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import cohort, geojson
 from pathfm_cli.wsi import pyramid
 
@@ -196,7 +196,7 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         errors.OutputClash: it is another file.
         errors.Unwritable: nothing can be written there.
     """
-    artifacts.check_place(path)
+    disk.check_place(path)
     if overwrite or not os.path.lexists(path):
         return
     try:
@@ -213,5 +213,5 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
 def _save(picture: Image.Image, path: Path) -> None:
     mark = PngImagePlugin.PngInfo()
     mark.add_text(*_MARK)
-    with artifacts.atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=mark)

@@ -23,7 +23,7 @@ from numpy import typing as npt
 from safetensors import torch as safetensors_torch
 from torch import nn
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.model import device as devices
 
 SHIPPED = Path(__file__).with_name("tissue_unet.safetensors")
@@ -177,7 +177,7 @@ def save(path: str | os.PathLike[str], module: UNet, header: artifacts.Header) -
         header: of the kind `segmenter`; its settings name `widths` and `mpp`.
     """
     tensors = {name: v.detach().cpu().contiguous() for name, v in module.state_dict().items()}
-    with artifacts.atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         safetensors_torch.save_file(tensors, temporary, {"pathfm": header.dumps()})
     return header.record(path)
 

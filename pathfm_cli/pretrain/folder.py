@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, config, errors
+from pathfm_cli import artifacts, config, disk, errors
 from pathfm_cli.pretrain import recipe
 
 IDENTITY = "run.json"
@@ -85,7 +85,7 @@ def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         errors.OutputClash: as `inspect`.
         errors.Unwritable: nothing can be written there.
     """
-    artifacts.check_place(run)
+    disk.check_place(run)
     old = artifacts.read_header(run) if (run / RESULT).exists() else _identity(run)
     parents = old.parents if old else ()
     header = artifacts.Header(kind="checkpoint", parents=parents, settings=settings)
@@ -104,9 +104,9 @@ def prepare(
         return
     for name in _OWN:
         _remove(run / name)
-    with artifacts.atomic(run / CONFIG) as temporary:
+    with disk.atomic(run / CONFIG) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")
-    with artifacts.atomic(run / IDENTITY) as temporary:
+    with disk.atomic(run / IDENTITY) as temporary:
         temporary.write_text(header.dumps() + "\n", encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 
 SMOOTHING = 0.9
 """Share of the past in the running mean drawn over the raw loss."""
@@ -42,7 +42,7 @@ def loss_curve(run: Path, picture: Path) -> None:
     rate.plot(steps, [row["lr"] for row in rows], color="tab:orange", lw=0.8)
     rate.set_ylabel("learning rate", color="tab:orange")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    with artifacts.atomic(picture) as temporary:
+    with disk.atomic(picture) as temporary:
         canvas.savefig(temporary, format="png", dpi=120)
 
 

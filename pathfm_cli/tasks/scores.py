@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from safetensors import numpy as safetensors_numpy
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 
 SCHEMA = {"metric": pl.String, "split": pl.String, "run": pl.Int64, "value": pl.Float64}
 
@@ -110,10 +110,10 @@ def write(
     header = dataclasses.replace(header, rows=frame.height, files=named)
     if tensors:
         header = dataclasses.replace(header, files={**named, "heads": files.heads.name})
-        with artifacts.atomic(files.heads) as temporary:
+        with disk.atomic(files.heads) as temporary:
             # save_file would leave a file that only its owner can read.
             temporary.write_bytes(safetensors_numpy.save(dict(tensors), {"scores": header.id}))
-    with artifacts.atomic(files.document) as temporary:
+    with disk.atomic(files.document) as temporary:
         document = {**json.loads(header.dumps()), **details, "scores": frame.to_dicts()}
         temporary.write_text(json.dumps(document, indent=2) + "\n")
     return artifacts.write_table(files.table, frame, header)

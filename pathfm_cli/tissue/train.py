@@ -19,7 +19,7 @@ from numpy import typing as npt
 from safetensors import torch as safetensors_torch
 from torch import nn
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.model import device as devices
 from pathfm_cli.model import unet
 from pathfm_cli.tissue import compose, pairs, scores
@@ -134,7 +134,7 @@ def check(
         errors.UsageError: no such device.
     """
     devices.pick(device)
-    artifacts.check_place(out)
+    disk.check_place(out)
     old = artifacts.check_replaceable(out)
     if old is None or overwrite:
         return
@@ -284,7 +284,7 @@ def _keep(state: _State, folder: Path) -> None:
             tensors[f"optimizer.{key}.{name}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"step": str(state.step), "losses": json.dumps(state.losses)}
-    with artifacts.atomic(folder / "checkpoint.safetensors") as temporary:
+    with disk.atomic(folder / "checkpoint.safetensors") as temporary:
         safetensors_torch.save_file(tensors, temporary, metadata)
 
 

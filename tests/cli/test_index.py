@@ -156,7 +156,7 @@ def test_an_occupied_output_fails_before_stdin_is_read(run: Run, tmp_path: Path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "pathfm: s.parquet exists and is no pathfm artifact.",
-        "hint: another -o, or --overwrite to replace it",
+        "hint: another -o, or remove it yourself",
     ]
     assert (tmp_path / "s.parquet").read_text() == "mine"
 

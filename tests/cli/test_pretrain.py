@@ -227,7 +227,7 @@ def refused(done, code, message, hint):
     [
         (["--recipe", "tinny"], "no recipe 'tinny'", "did you mean tiny?"),
         (["--recipe", "tiny", "--set", "optim.lr=1"], "Unknown setting optim.lr", "did you mean"),
-        (["--recipe", "tiny", "--set", "train.steps"], "not of the form", "--set optim.lr=5e-4"),
+        (["--recipe", "tiny", "--set", "train.steps"], "not of the form", "--set train.steps=100"),
         (["--recipe", "tiny", "--set", "model.arch=vit_tin"], "no model called", "did you mean"),
         (["--recipe", "tiny", "--device", "tpu"], "There is no device 'tpu'", "--device auto"),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
