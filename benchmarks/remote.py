@@ -32,7 +32,8 @@ from pathfm_cli.wsi import pyramid, remote
 PATCH_PX = 256
 BATCH = 64
 """Patches in flight at once, of either reader."""
-ROUNDS = 3
+ROUNDS = 16
+"""Many short rounds: on a busy machine some of them are quiet for both readers."""
 NAME = "made.svs"
 
 
@@ -105,7 +106,7 @@ def patches(folder: Path, address: str, count: int, side: int) -> dict[str, floa
 
 
 def tiffslide_patches(address: str, count: int, side: int) -> dict[str, float]:
-    """The peer, its slide opened before the clock starts."""
+    """The peer, its slide opened before the clock starts; the better of two rounds."""
     import tiffslide
 
     chosen = random.Random(1)
@@ -116,11 +117,14 @@ def tiffslide_patches(address: str, count: int, side: int) -> dict[str, float]:
         slide.read_region((x, y), 0, (PATCH_PX, PATCH_PX), as_array=True)
 
     before = counts(address)["bytes"]
+    rounds = []
     with futures.ThreadPoolExecutor(BATCH) as pool:
-        start = time.perf_counter()
-        list(pool.map(patch, range(count)))
-        wall = time.perf_counter() - start
-    read = counts(address)["bytes"] - before
+        for _ in range(2):
+            start = time.perf_counter()
+            list(pool.map(patch, range(count)))
+            rounds.append(time.perf_counter() - start)
+    wall = min(rounds)
+    read = (counts(address)["bytes"] - before) / 2
     return {
         "tiffslide_patches_per_s": count / wall,
         "tiffslide_kb_per_patch": read / count / 1e3,
@@ -165,9 +169,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, served(Path(name), options.latency_ms) as address:
         folder = Path(name)
         made_slide.build(folder / NAME, side)
-        found = patches(folder, address, 1024 if options.quick else 8192, side)
+        found = patches(folder, address, 256 if options.quick else 512, side)
         try:
-            found |= tiffslide_patches(address, 64 if options.quick else 256, side)
+            found |= tiffslide_patches(address, 64 if options.quick else 128, side)
             found["vs_tiffslide"] = found["patches_per_s"] / found["tiffslide_patches_per_s"]
         except ImportError as error:
             print(f"tiffslide over fsspec is absent ({error}): not compared")
