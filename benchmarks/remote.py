@@ -30,8 +30,10 @@ from pathfm_cli.data import cohort, index
 from pathfm_cli.wsi import pyramid, remote
 
 PATCH_PX = 256
-BATCH = 64
+IN_FLIGHT = 64
 """Patches in flight at once, of either reader."""
+BATCH = 32
+"""Ours are read in batches; the next one is on its way while one is decoded."""
 ROUNDS = 16
 """Many short rounds: on a busy machine some of them are quiet for both readers."""
 NAME = "made.svs"
@@ -69,12 +71,12 @@ class Ours:
     def __call__(self, places: list[tuple[int, int]]) -> tuple[float, float]:
         """Read all; wall and processor seconds."""
         wall, cpu = time.perf_counter(), time.process_time()
-        for begin in range(0, len(places), BATCH):
-            wanted = [
-                pyramid.Request(self.slide, x, y, self.slide.mpp, PATCH_PX)
-                for x, y in places[begin : begin + BATCH]
-            ]
-            _, failures = self.reader.read_patches(wanted, self.pool)
+        wanted = [pyramid.Request(self.slide, x, y, self.slide.mpp, PATCH_PX) for x, y in places]
+        batches = [wanted[begin : begin + BATCH] for begin in range(0, len(wanted), BATCH)]
+        self.reader.announce(batches[0])
+        for batch, following in zip(batches, [*batches[1:], []], strict=True):
+            self.reader.announce(following)
+            _, failures = self.reader.read_patches(batch, self.pool, announced=True)
             assert not failures
         return time.perf_counter() - wall, time.process_time() - cpu
 
@@ -88,7 +90,7 @@ def patches(folder: Path, address: str, count: int, side: int) -> dict[str, floa
     local = Ours(str(folder / NAME), folder / "local.parquet")
     web = Ours(f"{address}/{NAME}", folder / "web.parquet")
     for reader in (local, web):
-        reader(places[:BATCH])
+        reader(places[:IN_FLIGHT])
     before = remote.counts.copy()
     rounds = [(local(places), web(places)) for _ in range(ROUNDS)]
     wall = min(one[0] for _, one in rounds)
@@ -118,7 +120,7 @@ def tiffslide_patches(address: str, count: int, side: int) -> dict[str, float]:
 
     before = counts(address)["bytes"]
     rounds = []
-    with futures.ThreadPoolExecutor(BATCH) as pool:
+    with futures.ThreadPoolExecutor(IN_FLIGHT) as pool:
         for _ in range(2):
             start = time.perf_counter()
             list(pool.map(patch, range(count)))

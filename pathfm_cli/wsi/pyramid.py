@@ -116,7 +116,11 @@ class Reader:
         return self._resample(slide, level, box, size_px, size_px)
 
     def read_patches(
-        self, requests: Sequence[Request], pool: futures.Executor | None = None
+        self,
+        requests: Sequence[Request],
+        pool: futures.Executor | None = None,
+        *,
+        announced: bool = False,
     ) -> tuple[Pixels, dict[int, errors.SlideError]]:
         """Read patches of one size, of any slides.
 
@@ -127,6 +131,7 @@ class Reader:
             requests: B patches.
             pool: threads that read and decode, one per core; None: this thread. Tiles of remote
                 slides are asked for all at once before the first is decoded.
+            announced: whether `announce` has asked for them already.
 
         Returns:
             (B, S, S, 3) uint8, and for each number of a patch that cannot be read its error; such
@@ -145,12 +150,24 @@ class Reader:
 
         _ = self.table
         jobs = batch.jobs(self._item(number, request) for number, request in enumerate(requests))
-        batch.announce(self.table, jobs)
+        if not announced:
+            batch.announce(self.table, jobs)
         # No closure that calls itself: the cycle would keep every batch until the next collection.
         work = functools.partial(self._try_job, requests, pixels=pixels, failures=failures)
         for _ in pool.map(work, jobs) if pool else map(work, jobs):
             pass
         return pixels, failures
+
+    def announce(self, requests: Sequence[Request]) -> None:
+        """Let the tiles of remote patches come that `read_patches` will be asked for next.
+
+        Each announced patch should be read, and once: its tiles wait in memory until then.
+
+        Raises:
+            errors.InputError: the tile table is missing or damaged.
+        """
+        items = (self._item(number, request) for number, request in enumerate(requests))
+        batch.announce(self.table, batch.jobs(items))
 
     def read_thumbnail(self, slide: Slide, mpp: float) -> Pixels:
         """Read the whole slide at about `mpp`, in bounded memory.

@@ -15,7 +15,7 @@ from ramps import MakePyramid
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, headers, index, journal, sources
-from pathfm_cli.wsi import remote
+from pathfm_cli.wsi import pyramid, remote
 
 OWN = ("uri", "etag")
 """Columns that differ between a file and its copy behind a URL."""
@@ -200,3 +200,27 @@ def test_a_damaged_chunk_is_read_again(
     fresh = index.index([str(folder)], tmp_path / "fresh" / "s.parquet")
     assert fresh.failures == done.failures
     assert (tmp_path / "fresh" / "s.parquet").read_bytes() == out.read_bytes()
+
+
+def test_announced_patches_come_once(folder: Path, tmp_path: Path) -> None:
+    index.index([str(folder / "a b.tif")], tmp_path / "local.parquet")
+    local = cohort.open_cohort(tmp_path / "local.parquet")
+    with servers.web(folder) as address:
+        index.index([urls(address)[0]], tmp_path / "web.parquet")
+        web = cohort.open_cohort(tmp_path / "web.parquet")
+
+        def wanted(found: cohort.Cohort) -> list[pyramid.Request]:
+            return [pyramid.Request(found.slides[0], x, 70, 0.25, 100) for x in (5, 300, 700)]
+
+        before = servers.counts(address)["GET"]
+        web.reader.announce(wanted(web))
+        end = time.monotonic() + 10
+        while servers.counts(address)["GET"] == before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert servers.counts(address)["GET"] > before
+        pixels, failures = web.reader.read_patches(wanted(web), announced=True)
+        announced = servers.counts(address)["GET"] - before
+        web.reader.read_patches(wanted(web))
+        assert servers.counts(address)["GET"] - before == 2 * announced
+    assert not failures
+    assert (pixels == local.reader.read_patches(wanted(local))[0]).all()
