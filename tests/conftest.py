@@ -1,5 +1,6 @@
 """Real slides of the shared data, and a synthetic pyramid whose pixels encode their position."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ import numpy as np
 import pytest
 import ramps
 import tifffile
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests side by side share the cores: threads of torch would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
