@@ -86,6 +86,7 @@ def make(folder: Path, slides: int) -> int:
         geometry=shapely.to_wkb(shapely.buffer(middles, 15_000, quad_segs=64)),
         tissue_area_mm2=pl.lit(45.0),
         tissue_method=pl.lit("synthesised"),
+        tissue_doubt=pl.lit(0.0),
     )
     artifacts.write_table(folder / "t.parquet", tissue, dataclasses.replace(header, kind="tissue"))
     return tile

@@ -23,6 +23,7 @@ COLUMNS = ("id", "filename", "md5", "size", "state")
 PREPARATIONS = {"DX": "ffpe", "TS": "frozen", "MS": "frozen", "BS": "frozen"}
 _BARCODE = re.compile(r"(?P<case>TCGA-\w{2}-\w{4})-(?P<sample>\d{2}[A-Z])-\d{2}-(?P<kind>[A-Z]{2})")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 def read(path: Path) -> tuple[list[sources.Source], tuple[str, ...]]:
@@ -86,7 +87,12 @@ def _table(path: Path) -> pl.DataFrame:
 
 def _whole(row: Mapping[str, Any]) -> bool:
     """Whether the row can name an object: nothing of it may lead out of the bucket's layout."""
-    return bool(_ID.fullmatch(row["id"])) and "/" not in row["filename"] and row["size"].isdigit()
+    name = row["filename"]
+    return (
+        bool(_ID.fullmatch(row["id"]) and _SIZE.fullmatch(row["size"]))
+        and "/" not in name
+        and name.isprintable()
+    )
 
 
 def _source(row: Mapping[str, Any]) -> sources.Source:

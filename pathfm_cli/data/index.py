@@ -103,7 +103,7 @@ def run(
     record = artifacts.write_table(plan.out, frame, plan.header)
     plan.journal.discard()
     notes = plan.notes
-    if plan.replaced:
+    if plan.replaced and plan.replaced.path != beside:
         notes += (f"kept {plan.replaced.path}: artifacts made from the old index may need it",)
     return _indexed(record, frame, notes + _through_openslide(frame))
 

@@ -177,7 +177,7 @@ def _compare(plan: Plan) -> Plan:
         table = tiles.TileTable.open(old.file("tiles"))
     except errors.InputError:
         return plan
-    if record is not None:
+    if record is not None and not _may_pass(old.frame):
         return dataclasses.replace(plan, record=record)
     rows = old.frame.select(list(headers.SCHEMA)).iter_rows(named=True)
     before = {rendered.plain(row["uri"]): row for row in rows}
@@ -207,6 +207,12 @@ def _go_on(plan: Plan) -> Plan:
         return plan
     notes = (*plan.notes, f"{len(found)} of {len(plan.files)} slides were read before: going on")
     return dataclasses.replace(plan, kept={**plan.kept, **found}, notes=notes)
+
+
+def _may_pass(rows: pl.DataFrame) -> bool:
+    """Whether a slide behind a URL failed: the network or the server may be well again."""
+    failed = rows.filter(pl.col("error").is_not_null())
+    return any(store.is_remote(uri) for uri in failed["uri"])
 
 
 def _unchanged(file: headers.File, row: headers.Row) -> bool:

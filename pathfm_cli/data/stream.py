@@ -245,7 +245,8 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
             wrong = {rows[position]: error for position, error in again.items()}
         for row, error in wrong.items():
             raise errors.SlideError(
-                f"Patch {numbers[row]} and its {ATTEMPTS} replacements cannot be read: {error}."
+                f"Patch {numbers[row]} and its {ATTEMPTS} replacements cannot be read: {error}.",
+                "the same command goes on from the last checkpoint when they can be read again",
             )
         return patches, pixels, tuple(f for row in sorted(failures) for f in failures[row])
 

@@ -30,6 +30,7 @@ from pathfm_cli import errors
 FOLDER_VARIABLE = "PATHFM_CACHE"
 SIZE_VARIABLE = "PATHFM_CACHE_GB"
 DEFAULT_GB = 20.0
+MAX_GB = 1_000_000
 NAME = "tiles.sqlite"
 SLACK = 0.05
 """Share of the bound that is freed at once when it is reached."""
@@ -64,8 +65,10 @@ def use(folder: str | os.PathLike[str], gigabytes: float = DEFAULT_GB) -> None:
     Raises:
         errors.UsageError: the folder cannot be made or written, or the bound is not positive.
     """
-    if not gigabytes > 0:
-        raise errors.UsageError(f"--cache-gb {gigabytes}: a cache needs room.", "--cache-gb 20")
+    if not 0 < gigabytes < MAX_GB:
+        raise errors.UsageError(
+            f"--cache-gb {gigabytes}: a cache has between 0 and {MAX_GB:,} GB.", "--cache-gb 20"
+        )
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,7 @@ def current() -> Cache | None:
 def _open(process: int, folder: str, gigabytes: str) -> Cache:
     try:
         bound = int(float(gigabytes) * 1e9)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise errors.UsageError(
             f"{SIZE_VARIABLE}={gigabytes} is no number of gigabytes.", f"{SIZE_VARIABLE}=20"
         ) from error

@@ -287,6 +287,8 @@ def _call(uri: str, work: Callable[[], T]) -> T:
             return work()
         except FileNotFoundError as error:
             raise errors.SlideError(f"{uri}: does not exist") from error
+        except ValueError as error:
+            raise errors.SlideError(f"{uri!r}: is no address ({_reason(error)})") from error
         except (exceptions.BaseError, OSError) as error:
             if _status(error) == 416:
                 raise store.changed(uri) from error

@@ -142,5 +142,5 @@ def _part(byte_range: zarr_store.ByteRequest | None) -> slice:
         case zarr_store.OffsetByteRequest(offset):
             return slice(offset, None)
         case zarr_store.SuffixByteRequest(suffix):
-            return slice(-suffix, None)
+            return slice(-suffix, None) if suffix else slice(0)
     raise ValueError(f"unknown byte range {byte_range}")

@@ -52,7 +52,7 @@ def test_embedding_twice_fetches_each_tile_once(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (("--cache", "file"), "--cache"),
-        (("--cache", "tiles", "--cache-gb", "0"), "a cache needs room"),
+        (("--cache", "tiles", "--cache-gb", "0"), "--cache-gb 0.0: a cache has between 0 and"),
     ],
 )
 def test_a_wrong_cache_is_refused_first(

@@ -75,6 +75,9 @@ def test_a_manifest(tmp_path: Path) -> None:
         (HEAD + f"../{ID}1\ta.svs\tcd\t9\tx\n", "a damaged row: ../"),
         (HEAD + f"{ID}1\t../a.svs\tcd\t9\tx\n", "a damaged row"),
         (HEAD + f"{ID}1\ta.svs\tcd\tmany\tx\n", "a damaged row"),
+        (HEAD + f"{ID}1\ta.svs\tcd\t²\tx\n", "a damaged row"),
+        (HEAD + f"{ID}1\ta.svs\tcd\t{'9' * 30}\tx\n", "a damaged row"),
+        (HEAD + f"{ID}1\ta\x01.svs\tcd\t9\tx\n", "a damaged row"),
     ],
 )
 def test_manifests_that_are_wrong(tmp_path: Path, text: str, sentence: str) -> None:

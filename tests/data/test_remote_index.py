@@ -15,7 +15,7 @@ from ramps import MakePyramid
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, headers, index, journal, sources
-from pathfm_cli.wsi import pyramid, remote
+from pathfm_cli.wsi import pyramid, remote, retry
 
 OWN = ("uri", "etag")
 """Columns that differ between a file and its copy behind a URL."""
@@ -98,6 +98,43 @@ def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         remote.client.cache_clear()
         yield address
     remote.client.cache_clear()
+
+
+def test_what_failed_for_the_network_is_read_again_when_it_is_well(
+    folder: Path, tmp_path: Path
+) -> None:
+    """HEAD is answered, every GET is a 503; then the same address serves well."""
+    out = tmp_path / "s.parquet"
+    with servers.web(folder) as address:
+        uri = f"{address}/sub/b.tif"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retry, "ATTEMPTS", 1)
+            patch.setattr(remote.Remote, "_get", _unavailable)
+            first = index.index([uri], out)
+        assert "status 503" in first.failures[0][1]
+        again = index.index([uri], out)
+        assert again.failures == () and len(cohort.open_cohort(out).slides) == 1
+        assert index.index([uri], out).notes[-1] == f"{out} is up to date"
+
+
+def _unavailable(self: remote.Remote, offset: int, length: int) -> memoryview:
+    raise retry.Transient("status 503")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://[::1/a.svs",
+        "http://127.0.0.1:99999/a.svs",
+        "http://ex ample/a.svs",
+        "s3://b/a/../c.svs",
+    ],
+)
+def test_an_address_that_is_none_is_a_row_with_an_error(
+    uri: str, folder: Path, tmp_path: Path
+) -> None:
+    done = index.index([uri, str(folder / "a b.tif")], tmp_path / "s.parquet")
+    assert len(done.failures) == 1 and len(cohort.open_cohort(tmp_path / "s.parquet").slides) == 1
 
 
 def test_prefixes_and_patterns_of_a_bucket(

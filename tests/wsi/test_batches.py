@@ -153,3 +153,19 @@ def test_a_copied_reader_keeps_its_options(real: cohort.Cohort) -> None:
     reader = pyramid.Reader(real.table.file("tiles"), policy="closest", idct=False)
     again = pickle.loads(pickle.dumps(reader))
     assert again.__getstate__() == reader.__getstate__()
+
+
+def test_patches_of_two_resolutions_may_share_tiles(
+    make_pyramid: MakePyramid, tmp_path: Path
+) -> None:
+    """At 0.5 um/px tiles are decoded at half their size: not those of the patches at 0.25."""
+    path = make_pyramid(factors=(1,), compression="jpeg")
+    index.index([str(path)], tmp_path / "s.parquet")
+    found = cohort.open_cohort(tmp_path / "s.parquet")
+    (slide,) = found.slides
+    places = [(0, 0, 0.25), (0, 0, 0.5), (64, 64, 0.25), (64, 64, 0.5), (32, 32, 1.0)]
+    wanted = [pyramid.Request(slide, x, y, mpp, 64) for x, y, mpp in places]
+    pixels, failures = found.reader.read_patches(wanted)
+    assert not failures
+    for patch, (x, y, mpp) in zip(pixels, places, strict=True):
+        np.testing.assert_array_equal(patch, found.reader.read_patch(slide, x, y, mpp, 64))

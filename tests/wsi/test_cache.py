@@ -218,14 +218,16 @@ def test_folders_and_bounds_that_are_wrong(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").touch()
     with pytest.raises(errors.UsageError, match="is no folder"):
         cache.use(tmp_path / "file")
-    with pytest.raises(errors.UsageError, match="a cache needs room"):
-        cache.use(tmp_path / "c", 0)
+    for gigabytes in (0, -1, float("nan"), float("inf"), 1e300):
+        with pytest.raises(errors.UsageError, match="a cache has between 0 and"):
+            cache.use(tmp_path / "c", gigabytes)
     assert cache.current() is None
     assert options.CACHE_GB == cache.DEFAULT_GB
     monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setenv(cache.SIZE_VARIABLE, "much")
-    with pytest.raises(errors.UsageError, match="PATHFM_CACHE_GB=much is no number"):
-        cache.current()
+    for text in ("much", "inf"):
+        monkeypatch.setenv(cache.SIZE_VARIABLE, text)
+        with pytest.raises(errors.UsageError, match=f"PATHFM_CACHE_GB={text} is no number"):
+            cache.current()
 
 
 def test_what_is_prefetched_comes_once_and_is_dropped_beyond_a_bound(

@@ -151,3 +151,18 @@ def test_damaged_files(tmp_path: Path) -> None:
 def test_a_tile_of_4_gib() -> None:
     with pytest.raises(ValueError, match="4 GiB"):
         tiles.Writer().add(np.array([0]), np.array([1 << 32]), b"")
+
+
+def test_a_run_follows_each_checkpoint(tmp_path: Path) -> None:
+    """Blocks of 64 tiles of 10 bytes that lie 1,000, 50,000 and 90,000 bytes into the file."""
+    numbers = np.arange(130)
+    starts = np.array([1_000, 50_000, 90_000])
+    offsets = starts[numbers // 64] + numbers % 64 * 10
+    writer = tiles.Writer()
+    place = writer.add(offsets, np.full(130, 10), b"")
+    assert place.contiguous
+    with (tmp_path / "t.safetensors").open("wb") as file:
+        writer.write(file, "0" * 12)
+    table = tiles.TileTable.open(tmp_path / "t.safetensors")
+    assert table.run(place, 62, 4) == [(1_620, 10), (1_630, 10), (50_000, 10), (50_010, 10)]
+    assert table.run(place, 126, 4) == [(50_620, 10), (50_630, 10), (90_000, 10), (90_010, 10)]

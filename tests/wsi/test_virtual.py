@@ -172,6 +172,7 @@ def test_chunks_are_the_bytes_of_the_file(small: Path) -> None:
     assert get(store, key, zarr_store.RangeByteRequest(3, 9)) == tile[3:9]
     assert get(store, key, zarr_store.OffsetByteRequest(20)) == tile[20:]
     assert get(store, key, zarr_store.SuffixByteRequest(5)) == tile[-5:]
+    assert get(store, key, zarr_store.SuffixByteRequest(0)) == b""
     both = [(key, None), ("a/0/c/0/9/9", None), (key, zarr_store.RangeByteRequest(0, 2))]
     found = sync.sync(store.get_partial_values(PROTOTYPE, both))
     assert [value and value.to_bytes() for value in found] == [tile, None, tile[:2]]
