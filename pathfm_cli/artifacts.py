@@ -9,7 +9,6 @@ work has the same name wherever it runs. `docs/artifacts.md` explains every colu
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -18,13 +17,13 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.kinds import KINDS
 
 SCHEMA = "pathfm.artifact/1"
@@ -98,26 +97,6 @@ class Table:
         return path
 
 
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
-
-    Leftovers of killed processes are removed. A failure leaves `path` as it was.
-    """
-    final = Path(os.path.abspath(path))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final)
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-        _fsync_folder(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_table(
     path: str | os.PathLike[str],
     frame: pl.DataFrame | pl.LazyFrame,
@@ -154,7 +133,7 @@ def write_table(
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
         metadata[f"pathfm.table.{name}"] = base64.b64encode(buffer.getvalue()).decode()
-    with atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         if isinstance(frame, pl.LazyFrame):
             frame.sink_parquet(temporary, metadata=metadata, compression="zstd")
         else:
@@ -209,15 +188,17 @@ def finished(
     """Rerun = resume: the record if `path` already is this very artifact, None if it is to be made.
 
     Raises:
-        errors.OutputClash: `path` holds something else; the message names what differs.
+        errors.OutputClash: `path` holds something else, and the message names what differs; or,
+            whatever `overwrite` says, it is no artifact of pathfm, or one of the inputs.
     """
-    if overwrite or not os.path.lexists(path):
-        return None
     hint = "another -o, or --overwrite to replace it"
-    try:
-        old = read_header(path)
-    except errors.InputError as error:
-        raise errors.OutputClash(f"{path} exists and is no pathfm artifact.", hint) from error
+    old = check_replaceable(path)
+    if old is None:
+        return None
+    if f"{old.kind}:{old.id}" in header.parents:
+        raise errors.OutputClash(f"{path} is an input: it would replace itself.", "another -o")
+    if overwrite:
+        return None
     if old.id == header.id:
         return old.record(resolve(path))
     raise errors.OutputClash(f"{path} was made with {differences(old, header)}.", hint)
@@ -230,13 +211,31 @@ def refuse(
 
     Raises:
         errors.OutputClash: `path` holds no artifact, another kind, or one with other settings.
+        errors.Unwritable: nothing can be written there.
     """
-    if os.path.lexists(path) and not overwrite:
+    disk.check_place(path)
+    if os.path.lexists(path):
         try:
             parents = read_header(path).parents
         except errors.InputError:
             parents = ()
-        finished(path, Header(kind=kind, parents=parents, settings=settings))
+        finished(path, Header(kind=kind, parents=parents, settings=settings), overwrite=overwrite)
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> Header | None:
+    """The header of the artifact that lies at `path`; None if nothing does.
+
+    Raises:
+        errors.OutputClash: something else lies there; pathfm never replaces that.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_header(path)
+    except errors.InputError as error:
+        raise errors.OutputClash(
+            f"{path} exists and is no pathfm artifact.", "another -o, or remove it yourself"
+        ) from error
 
 
 def differences(old: Header, new: Header) -> str:
@@ -271,7 +270,7 @@ class Parts:
 
     def write(self, number: int, frame: pl.DataFrame) -> None:
         """Keep chunk `number`, atomically."""
-        with atomic(self.folder / f"{number:08d}.parquet") as temporary:
+        with disk.atomic(self.folder / f"{number:08d}.parquet") as temporary:
             frame.write_parquet(temporary, compression="zstd")
 
     def scan(self) -> pl.LazyFrame:
@@ -354,36 +353,6 @@ def _safetensors_metadata(path: Path) -> dict[str, str] | None:
         if not isinstance(metadata, dict):
             raise ValueError("damaged safetensors header")
         return metadata or {"": ""}
-
-
-def _sweep(final: Path) -> None:
-    for stale in final.parent.glob(f"{_glob_escape(final.name)}.tmp-*"):
-        process = stale.name.rpartition("-")[2]
-        if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
-            stale.unlink(missing_ok=True)
-
-
-def _glob_escape(name: str) -> str:
-    """Quote the characters that `Path.glob` would read as a pattern."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

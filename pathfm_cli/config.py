@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pathfm_cli import errors
 
 T = TypeVar("T")
+_EXAMPLES = {int: "1", float: "0.5", bool: "true", str: "TEXT"}
 
 
 def loads(text: str, origin: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def overlay(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, An
         key, equals, raw = assignment.partition("=")
         if not equals or not key.strip():
             raise errors.UsageError(
-                f"--set {assignment!r} is not of the form a.b=value.", "--set optim.lr=5e-4"
+                f"--set {assignment!r} is not of the form a.b=value.", "--set train.steps=100"
             )
         *parents, leaf = key.strip().split(".")
         table = result
@@ -70,8 +71,11 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-            hint = f"did you mean {path}{close[0]}?" if close else f"known: {', '.join(fields)}"
+            # "lr" is nearer to base_lr than letters say.
+            close = [name for name in fields if key in name.split("_")]
+            close = close or difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            names = " or ".join(f"{path}{name}" for name in close)
+            hint = f"did you mean {names}?" if close else f"known: {', '.join(fields)}"
             raise errors.UsageError(f"Unknown setting {path}{key}.", hint)
     values = {}
     for name, field in fields.items():
@@ -103,7 +107,9 @@ def _value(raw: str) -> Any:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise errors.UsageError(f"Setting {path} is a table, not {value!r}.")
+            raise errors.UsageError(
+                f"Setting {path} is a table, not {value!r}.", f"--set {path}.NAME=VALUE"
+            )
         return build(typing.cast(type[Any], hint), value, f"{path}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
@@ -117,7 +123,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return None if value is None else _convert(plain[0], value, path)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise errors.UsageError(f"Setting {path} is a list, not {value!r}.")
+            raise errors.UsageError(
+                f"Setting {path} is a list, not {value!r}.", f"--set {path}='[...]'"
+            )
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise errors.UsageError(f"Setting {path} takes {len(arguments)} values: {value!r}.")
         return tuple(
@@ -127,7 +135,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
-        raise errors.UsageError(f"Setting {path} is {value!r}, not of type {hint.__name__}.")
+        raise errors.UsageError(
+            f"Setting {path} is {value!r}, not of type {hint.__name__}.",
+            f"--set {path}={_EXAMPLES[hint]}",
+        )
     return value
 
 

@@ -7,6 +7,8 @@ failed, 75 stopped by a signal with a checkpoint written, 130 Ctrl-C, 141 reader
 
 from __future__ import annotations
 
+import os
+
 PARTIAL = 4
 """Exit code of a verb that finished while some slides or images failed."""
 RESUMABLE = 75
@@ -38,6 +40,20 @@ class OutputClash(PathfmError):
     """The output exists and was made with other inputs or settings."""
 
     exit_code = 2
+
+
+class Unwritable(PathfmError):
+    """Nothing can be written where the output should go.
+
+    Args:
+        path: the output.
+        why: the reason, as the end of a sentence.
+    """
+
+    exit_code = 2
+
+    def __init__(self, path: str | os.PathLike[str], why: str) -> None:
+        super().__init__(f"{path} cannot be written: {why}.", "another -o")
 
 
 class InputError(PathfmError):

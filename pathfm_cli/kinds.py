@@ -23,6 +23,8 @@ class Kind:
     verb: str
     doc: str
     columns: tuple[Column, ...]
+    optional: tuple[Column, ...] = ()
+    """Columns that a file has where they are known."""
 
 
 _SLIDES = (
@@ -30,11 +32,16 @@ _SLIDES = (
     Column("uri", "String", "", "where the file lies: a path or a URL"),
     Column("size_bytes", "Int64", "bytes", "file size when it was indexed"),
     Column("etag", "String", "", "version of the file: store etag, or modification time in ns"),
-    Column("vendor", "String", "", "aperio, ome or generic-tiff"),
+    Column("vendor", "String", "", "aperio, ome, generic-tiff, dicom, openslide:NAME"),
     Column("width_px0", "Int64", "px", "width at level 0"),
     Column("height_px0", "Int64", "px", "height at level 0"),
     Column("mpp", "Float64", "um/px", "micrometres per pixel at level 0"),
-    Column("mpp_source", "String", "", "aperio, ome, resolution-tag, appmag or override"),
+    Column(
+        "mpp_source",
+        "String",
+        "",
+        "aperio, ome, dicom, openslide, resolution-tag, appmag, override",
+    ),
     Column("objective", "Float64", "x", "nominal objective power, a label only"),
     Column("compression", "String", "", "codec of the level-0 tiles"),
     Column("stain", "String", "", "stain, from the metadata table"),
@@ -45,6 +52,7 @@ _TISSUE = (
     Column("geometry", "Binary", "px", "tissue as WKB multipolygon, level-0 pixels (GeoParquet)"),
     Column("tissue_area_mm2", "Float64", "mm2", "area of the polygons"),
     Column("tissue_method", "String", "", "how the tissue was found"),
+    Column("tissue_doubt", "Float64", "bit", "the network's mean entropy where tissue may be"),
 )
 _PLACE = (
     Column("slide", "String", "", "slide id"),
@@ -77,6 +85,12 @@ KINDS = {
                 Column("id", "String", "", "image id, unique in the table"),
                 Column("embedding", "Array(Float32)", "", "the feature vector; null if it failed"),
                 Column("error", "String", "", "why the image failed; null when it did not"),
+            ),
+            (
+                Column("label", "String", "", "class of the image"),
+                Column("split", "String", "", "train, val, test or another part"),
+                Column("group", "String", "", "what stays together in folds, as a patient"),
+                *_PLACE,
             ),
         ),
         Kind(

@@ -2,8 +2,6 @@ import hashlib
 import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,26 +59,6 @@ def test_a_promised_column_is_checked_on_write(tmp_path: Path) -> None:
     with pytest.raises(errors.PathfmError, match="scores without column value"):
         artifacts.write_table(tmp_path / "s.parquet", FRAME.drop("value"), HEADER)
     assert os.listdir(tmp_path) == []
-
-
-def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), artifacts.atomic(path) as temporary:
-        temporary.write_text("new, half")
-        raise RuntimeError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_leftovers_of_dead_processes_are_swept_and_of_living_ones_kept(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / f"a.txt.tmp-{dead.pid}").write_text("half")
-    alive = tmp_path / f"a.txt.tmp-{os.getppid()}"
-    alive.write_text("at work")
-    with artifacts.atomic(tmp_path / "a.txt") as temporary:
-        temporary.write_text("new")
-    assert sorted(os.listdir(tmp_path)) == ["a.txt", alive.name]
 
 
 def test_finished_same_id_is_up_to_date(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_dumps_reads_back_equal() -> None:
     ("assignments", "message", "hint"),
     [
         (["optim.lrr=1"], "Unknown setting optim.lrr.", "did you mean optim.lr?"),
-        (["optim.lr=fast"], "Setting optim.lr is 'fast', not of type float.", ""),
+        (["optim.lr=fast"], "Setting optim.lr is 'fast', not of type float.", "--set optim.lr=0.5"),
         (["optim.rule=cubic"], "Setting optim.rule is 'cubic'.", "one of: linear, sqrt"),
-        (["mpp=1"], "Setting mpp is a list, not 1.", ""),
-        (["optim=1"], "Setting optim is a table, not 1.", ""),
-        (["fused=1"], "Setting fused is 1, not of type bool.", ""),
+        (["mpp=1"], "Setting mpp is a list, not 1.", "--set mpp='[...]'"),
+        (["optim=1"], "Setting optim is a table, not 1.", "--set optim.NAME="),
+        (["fused=1"], "Setting fused is 1, not of type bool.", "--set fused=true"),
         (["optim.lr.x=1"], "--set optim.lr.x: lr is a value, not a table.", ""),
-        (["lr"], "--set 'lr' is not of the form a.b=value.", "--set optim.lr=5e-4"),
+        (["lr"], "--set 'lr' is not of the form a.b=value.", "--set train.steps=100"),
     ],
 )
 def test_wrong_settings_name_themselves(assignments: list[str], message: str, hint: str) -> None:
@@ -68,3 +68,15 @@ def test_missing_setting_is_named() -> None:
 def test_broken_toml_names_its_file() -> None:
     with pytest.raises(errors.UsageError, match=r"^r\.toml is not valid TOML"):
         config.loads("a = ", "r.toml")
+
+
+def test_the_last_word_of_a_setting_finds_it() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Rates:
+        base_lr: float = 1.0
+        min_lr: float = 0.0
+        clip: float = 0.0
+
+    with pytest.raises(errors.UsageError) as caught:
+        config.build(Rates, {"lr": 1.0})
+    assert caught.value.hint == "did you mean base_lr or min_lr?"

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "artifacts"}
+TOP = {"errors", "kinds", "config", "disk", "artifacts"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
     "config": {"errors"},
-    "artifacts": {"errors", "kinds"},
-    "wsi": {"errors", "wsi"},
+    "disk": {"errors"},
+    "artifacts": {"errors", "kinds", "disk"},
+    "wsi": {"errors", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
     "tissue": TOP | {"wsi", "data", "model", "tissue"},
@@ -20,7 +21,7 @@ ALLOWED = {
     "tasks": TOP | {"wsi", "data", "model", "tasks"},
     "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "cli"},
 }
-NO_TORCH = ["errors", "kinds", "config", "artifacts", "wsi", "data"]
+NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "wsi", "data"]
 
 
 def room(module: str) -> str:

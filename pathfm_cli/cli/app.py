@@ -17,7 +17,7 @@ from pathfm_cli import errors
 from pathfm_cli.cli import output
 
 VERBS = ("index", "mask", "sample", "pretrain", "embed", "probe", "segment", "odcorr")
-HELPERS = ("demo", "doctor", "show", "tasks", "models")
+HELPERS = ("mask-train", "demo", "doctor", "show", "tasks", "models")
 
 READER_GONE = 141
 CTRL_C = 130
@@ -46,8 +46,8 @@ def build() -> typer.Typer:
         """
 
     for name in (*VERBS, *HELPERS):
-        module = importlib.import_module(f"pathfm_cli.cli.{name}")
-        verb = getattr(module, name)
+        function = name.replace("-", "_")
+        verb = getattr(importlib.import_module(f"pathfm_cli.cli.{function}"), function)
         app.command(name, help=_unwrapped(verb.__doc__))(verb)
     return app
 
@@ -77,6 +77,8 @@ def run(arguments: list[str]) -> int:
         return CTRL_C
     except errors.PathfmError as error:
         return _known(error)
+    except OSError as error:
+        return _known(_system(error))
     except (typer.TyperException, typer.Abort) as error:
         return _usage(arguments, error)
     return result if isinstance(result, int) else 0
@@ -93,6 +95,17 @@ def _known(error: errors.PathfmError) -> int:
     if error.hint:
         output.note(f"hint: {error.hint}")
     return error.exit_code
+
+
+def _system(error: OSError) -> errors.PathfmError:
+    """A disk that is full, a file that vanished: what the system says, as a sentence."""
+    if os.environ.get("PATHFM_DEBUG"):
+        traceback.print_exception(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return errors.PathfmError(
+        f"{where}{error.strerror or error}.",
+        "PATHFM_DEBUG=1 shows where; what was finished before is kept",
+    )
 
 
 def _usage(arguments: list[str], error: Exception) -> int:

@@ -16,7 +16,12 @@ PACKAGES = (
     "torch timm torchvision zarr numcodecs tiffslide tifffile imagecodecs simplejpeg obstore "
     "fsspec pillow shapely polars scikit-learn safetensors numpy typer rich"
 ).split()
-EXTRAS = {"plots": "matplotlib"}
+EXTRAS = {"plots": "matplotlib", "dicom": "pydicom", "openslide": "openslide"}
+USES = {
+    "plots": "pictures of metrics",
+    "dicom": "DICOM slides",
+    "openslide": "NDPI, MRXS, SCN, BIF, Philips slides; local only, slower",
+}
 SHM_NEEDED_GIB = 1.0
 """Loader workers hand batches over in shared memory."""
 
@@ -56,11 +61,13 @@ def _all() -> Iterator[Check]:
         yield _package(name)
     for extra, module in EXTRAS.items():
         present = util.find_spec(module) is not None
-        hint = "present" if present else f"absent: pip install 'pathfm[{extra}]'"
+        state = "present" if present else f"absent: pip install 'pathfm[{extra}]'"
+        hint = f"{state} ({USES[extra]})"
         yield Check(f"extra {extra}", "ok" if present else "warn", hint)
     yield _tried("encoder", _encoder)
     yield _tried("device", _device)
     yield _tried("jpeg", _jpeg)
+    yield _region_decoder()
     yield _tried("jpeg2000", _jpeg2000)
     yield _tried("store", _store)
     yield _shm()
@@ -115,6 +122,15 @@ def _jpeg() -> str:
     if abs(int(back.mean()) - 128) > 1:
         raise RuntimeError(f"grey 128 decodes to {back.mean():.0f}")
     return "simplejpeg decodes"
+
+
+def _region_decoder() -> Check:
+    from pathfm_cli.wsi import roi
+
+    if roi.AVAILABLE:
+        return Check("jpeg regions", "ok", "the extension decodes parts of tiles")
+    hint = "install a C compiler and libjpeg-turbo's headers, then pathfm again"
+    return Check("jpeg regions", "warn", f"no extension, whole tiles are decoded: {hint}")
 
 
 def _jpeg2000() -> str:

@@ -51,6 +51,8 @@ def embed(
     precision: options.Precision = "auto",
     workers: options.Workers = 0,
     max_failed: options.MaxFailed = None,
+    cache: options.CacheFolder = None,
+    cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -64,7 +66,10 @@ def embed(
     pathfm embed --task pcam --data data/pcam --model kaiko-s16 -o e.parquet
     """
     from pathfm_cli.tasks import request, source
+    from pathfm_cli.wsi import cache as tile_cache
 
+    if cache is not None and not dry_run:
+        tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)
     request.refuse_images(inputs or [])
     columns = source.Columns(label=label, split=split, group=group, slide=slide)
@@ -84,7 +89,7 @@ def embed(
     # A wrong model must not come to light only when the command on the left has finished.
     waits = ("-" in (inputs or []) or not (inputs or images or task)) and pipe.has_stdin()
     network = encoder.load(model, **how) if model and waits and not dry_run else None
-    bound, spec = encoder.bind("embed", inputs or [], slots, model)
+    bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)
     for sentence in data.notes:
         output.note(f"pathfm: {sentence}")

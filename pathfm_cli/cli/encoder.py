@@ -22,6 +22,7 @@ def bind(
     arguments: Sequence[str],
     slots: Mapping[str, pipe.Slot],
     model: str | None,
+    out: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, Path], str]:
     """Find a verb's inputs and its model: `--model`, a checkpoint on stdin, or `$PATHFM_MODEL`.
 
@@ -30,6 +31,7 @@ def bind(
         arguments: positional arguments.
         slots: the verb's inputs beside the model; with none, stdin is read for a checkpoint alone.
         model: value of `--model`.
+        out: what the verb will write.
 
     Returns:
         Slot name to path, and the model as `weights.load` takes it.
@@ -41,7 +43,7 @@ def bind(
     both = {**slots, "model": pipe.Slot(("checkpoint",), required=False)}
     if not slots and not model and not arguments and pipe.has_stdin():
         arguments = ["-"]
-    bound = pipe.bind(verb, arguments, both, {"model": model})
+    bound = pipe.bind(verb, arguments, both, {"model": model}, out)
     found = bound.pop("model", None)
     spec = model or (str(found) if found else os.environ.get(VARIABLE))
     if not spec and "-" in arguments:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -15,7 +15,10 @@ def index(
     out: options.Out,
     slides: Annotated[
         list[str] | None,
-        typer.Argument(help="Slides, folders, globs, tables with a column path; - reads stdin."),
+        typer.Argument(help="Slides, folders, globs, URLs, tables of paths; - reads stdin."),
+    ] = None,
+    gdc_manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TCGA slides, read from the open bucket.")
     ] = None,
     metadata: Annotated[
         Path | None, typer.Option(help="CSV, TSV or Parquet joined by slide, filename or path.")
@@ -37,16 +40,21 @@ def index(
     \b
     pathfm index slides/ -o s.parquet
     find . -name '*.svs' | pathfm index - -o s.parquet --metadata cases.csv
+    pathfm index s3://bucket/slides/ -o s.parquet
     """
+    from pathfm_cli import artifacts
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
-    planning.check(out, metadata, mpp_override or (), root, overwrite=overwrite)
-    handles = pipe.lines("index", slides or (), "slides")
+    disk.check_place(out)
+    artifacts.check_replaceable(out)
+    settings = (out, metadata, mpp_override or (), root)
+    planning.check(*settings, overwrite=overwrite, manifest=gdc_manifest)
+    handles = pipe.lines("index", slides or (), "slides") if slides or not gdc_manifest else []
     named = [handle.path for handle in handles if handle.kind is None]
-    if not named:
+    if not named and not gdc_manifest:
         raise errors.InputError("stdin named no slide.", "find . -name '*.svs' | pathfm index -")
-    plan = planning.prepare(named, out, metadata, mpp_override or (), root, overwrite=overwrite)
+    plan = planning.prepare(named, *settings, overwrite=overwrite, manifest=gdc_manifest)
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())

@@ -7,20 +7,33 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
 def mask(
     out: options.Out,
     slides: Annotated[list[str] | None, typer.Argument(help="A slides artifact, or -.")] = None,
-    mpp: Annotated[float, typer.Option(help="Resolution of the thumbnail, um/px.")] = 8.0,
-    method: Annotated[str, typer.Option(help="How to find tissue: otsu.")] = "otsu",
+    method: Annotated[str | None, typer.Option(help="unet (the default) or otsu.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A U-Net of `pathfm mask-train`.")] = None,
+    device: options.Device = "auto",
+    mpp: Annotated[
+        float | None, typer.Option(help="um/px of the thumbnail; the network has its own.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Take the outlines in this folder: SLIDE.geojson.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Annotation class that is tissue; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Annotation class that is not; repeatable.")
+    ] = None,
     min_object: Annotated[float, typer.Option(help="Drop smaller pieces, um2.")] = 20_000.0,
     min_hole: Annotated[float, typer.Option(help="Fill smaller holes, um2.")] = 10_000.0,
     tolerance: Annotated[float, typer.Option(help="Move outlines at most so far, um.")] = 8.0,
     preview: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for pictures of the outlines.")
+        Path | None, typer.Option(file_okay=False, help="Folder for outlines and index.html.")
     ] = None,
     geojson: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for outlines that QuPath opens.")
@@ -36,26 +49,35 @@ def mask(
 
     \b
     pathfm mask slides.parquet -o tissue.parquet --preview outlines/
-    pathfm index slides/ -o s.parquet | pathfm mask -o t.parquet
+    pathfm mask slides.parquet -o corrected.parquet --annotations qupath/
     """
+    from pathfm_cli.data import contact, finders, pictures, polygons
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
-    from pathfm_cli.data import pictures
 
-    config = library.config(mpp, method, min_object, min_hole, tolerance)
-    library.check(out, config, overwrite=overwrite)
-    path = pipe.bind("mask", slides or [], {"slides": pipe.Slot(("slides",))})["slides"]
+    cleaning = polygons.Cleaning(
+        min_object_um2=min_object, min_hole_um2=min_hole, tolerance_um=tolerance
+    )
+    finder = finders.choose(
+        *(method, mpp, weights, device, annotations, include or (), exclude or (), cleaning)
+    )
+    library.check(out, finder, overwrite=overwrite)
+    for folder in filter(None, (preview, geojson)):
+        disk.check_place(folder / "slide")
+    slot = pipe.Slot(("slides",))
+    path = pipe.bind("mask", slides or [], {"slides": slot}, out=out)["slides"]
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(library.plan(path, out, config, overwrite=overwrite))
+        return sink.plan(library.plan(path, out, finder, overwrite=overwrite))
     with progress.track("mask", quiet=quiet) as report:
-        done = library.mask(path, out, config, workers, max_failed, overwrite, report)
+        done = library.mask(path, out, finder, workers, max_failed, overwrite, report)
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, done.record["rows"], "slides")
     if preview:
         with progress.track("preview", quiet=quiet) as report:
             lost = pictures.outlines(out, preview, workers=workers, progress=report)
+            contact.sheet(out, preview, workers=workers)
         output.failures(lost, done.record["rows"], "previews")
     if geojson:
         shapes.export(out, geojson)

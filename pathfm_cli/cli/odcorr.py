@@ -51,7 +51,7 @@ def odcorr(
     task.check_limits(minimum, maximum)
     scores.check_free(out, task.settings(split), overwrite=overwrite)
     slots = {"input": pipe.Slot(("embeddings", "checkpoint"), foreign=True)}
-    path = pipe.bind("odcorr", [source] if source else [], slots)["input"]
+    path = pipe.bind("odcorr", [source] if source else [], slots, out=out)["input"]
     run = features.is_run(path)
     if patches and not run:
         raise errors.UsageError(f"--patches goes with a run; {path} is none.", "leave it out")

@@ -38,6 +38,15 @@ Settings = Annotated[
         "--set", metavar="A.B=VALUE", help="Change one setting of the recipe; repeatable."
     ),
 ]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Keep tiles of remote slides on this local disk."),
+]
+CacheSize = Annotated[
+    float, typer.Option("--cache-gb", help="Bound of --cache; tiles unused for longest go first.")
+]
+CACHE_GB = 20.0
+"""As `wsi.cache.DEFAULT_GB`; no module of the library is loaded before a verb runs."""
 Partial = Annotated[
     bool, typer.Option("--partial", help="Go on where images of a data set are missing.")
 ]

@@ -48,6 +48,7 @@ def bind(
     arguments: Sequence[str],
     slots: Mapping[str, Slot],
     given: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> dict[str, Path]:
     """Find the file for every slot, from flags first, then arguments, then stdin.
 
@@ -56,6 +57,7 @@ def bind(
         arguments: positional arguments.
         slots: what the verb takes.
         given: values of flags that fill a slot.
+        out: what the verb will write.
 
     Returns:
         Slot name to path; slots that are not required may be absent.
@@ -63,6 +65,7 @@ def bind(
     Raises:
         errors.UsageError: nothing to read from, or two inputs for one slot.
         errors.InputError: the pipe ended without a usable handle, or an argument does not fit.
+        errors.OutputClash: an input is the output, or lies in it.
     """
     bound = {name: Path(value) for name, value in (given or {}).items() if value is not None}
     missing = [name for name, slot in slots.items() if slot.required and name not in bound]
@@ -84,9 +87,15 @@ def bind(
             kinds = " or ".join(slot.kinds)
             if piped or "-" in arguments or not explicit:
                 raise errors.InputError(
-                    f"stdin ended without a {kinds} artifact.", "did the command on the left fail?"
+                    f"stdin ended without {_article(kinds)} artifact.",
+                    "did the command on the left fail?",
                 )
-            raise errors.UsageError(f"{verb} needs a {kinds} artifact.", EXAMPLE)
+            raise errors.UsageError(f"{verb} needs {_article(kinds)} artifact.", EXAMPLE)
+    for path in bound.values():
+        if out is not None and path.resolve().is_relative_to(Path(out).resolve()):
+            raise errors.OutputClash(
+                f"{path} is an input, and {out} would replace it.", "another -o"
+            )
     return bound
 
 
@@ -146,7 +155,9 @@ def _parse(text: str) -> Handle | None:
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise errors.InputError(f"stdin holds a damaged record: {text[:80]!r}.") from error
+        raise errors.InputError(
+            f"stdin holds a damaged record: {text[:80]!r}.", "did the command on the left fail?"
+        ) from error
     schema = str(record.get("schema", ""))
     name, _, major = schema.partition("/")
     if name != "pathfm.artifact":
@@ -181,6 +192,10 @@ def _slot(
     if strict:
         artifacts.read_header(handle.path, *(k for slot in slots.values() for k in slot.kinds))
     return None
+
+
+def _article(kinds: str) -> str:
+    return f"an {kinds}" if kinds[0] in "aeio" else f"a {kinds}"
 
 
 def _put(bound: dict[str, Path], name: str | None, handle: Handle) -> None:

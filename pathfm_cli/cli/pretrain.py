@@ -27,6 +27,8 @@ def pretrain(
     workers: Annotated[
         int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
     ] = 0,
+    cache: options.CacheFolder = None,
+    cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -43,13 +45,16 @@ def pretrain(
     """
     from pathfm_cli.pretrain import plan, run
     from pathfm_cli.pretrain import recipe as recipes
+    from pathfm_cli.wsi import cache as tile_cache
 
+    if cache is not None and not dry_run:
+        tile_cache.use(cache, cache_gb)
     seeded = [] if seed is None else [f"train.seed={seed}"]
     settings = recipes.load(recipe, [*(set_ or []), *seeded])
     machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
-    path = pipe.bind("pretrain", source or [], {"source": slot})["source"]
+    path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))

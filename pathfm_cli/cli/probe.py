@@ -63,7 +63,7 @@ def probe(
         )
     else:
         slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
-        path = pipe.bind("probe", given, slots)["embeddings"]
+        path = pipe.bind("probe", given, slots, out=out)["embeddings"]
     source = features.open_features(path)
     from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import probe as library

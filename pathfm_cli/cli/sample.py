@@ -46,7 +46,10 @@ def sample(
         mpp, size, min_tissue, strategy, weights, n=n, seed=seed, gridded=grid, stride_px=stride
     )
     library.check(out, config, choice, overwrite=overwrite)
-    path = pipe.bind("sample", tissue or [], {"tissue": pipe.Slot(("tissue",))})["tissue"]
+    if preview:
+        pictures.check_free(preview, overwrite=overwrite)
+    slot = pipe.Slot(("tissue",))
+    path = pipe.bind("sample", tissue or [], {"tissue": slot}, out=out)["tissue"]
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(library.plan(path, out, config, choice, overwrite=overwrite))

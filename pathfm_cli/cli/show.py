@@ -67,7 +67,7 @@ def describe(path: Path, header: artifacts.Header) -> list[str]:
     lines += [f"  {name} = {value:.6g}" for name, value in sorted(header.metrics.items())]
     lines += [f"  file {name}: {value}" for name, value in sorted(header.files.items())]
     if artifacts.resolve(path).suffix != ".safetensors":
-        units = {column.name: column for column in kind.columns}
+        units = {column.name: column for column in (*kind.columns, *kind.optional)}
         for name, dtype in pl.read_parquet_schema(path).items():
             known = units.get(name)
             unit = f" [{known.unit}]" if known and known.unit else ""

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import polars as pl
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.wsi import pyramid
-
-KINDS = ("slides", "tissue", "patches")
-ROOT_VARIABLE = "PATHFM_ROOT"
-"""Environment variable: where relative uris start, when not where the index was told."""
+from pathfm_cli.wsi import pyramid, rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,42 +22,51 @@ class Cohort:
     """
 
     table: artifacts.Table
-    slides: list[pyramid.Slide]
+    slides: rows.Slides
     reader: pyramid.Reader
 
+    @property
+    def remote(self) -> bool:
+        """Whether any slide lies behind a URL."""
+        return self.slides.remote
 
-def open_cohort(path: str | os.PathLike[str]) -> Cohort:
+
+def open_cohort(
+    path: str | os.PathLike[str], *, policy: pyramid.Policy = "finer", idct: bool = True
+) -> Cohort:
     """Open an artifact that knows its slides.
 
     A `patches` artifact carries them as the attached table `slides`.
 
+    Args:
+        path: of the artifact.
+        policy: of the reader, see `pyramid.Reader`.
+        idct: of the reader.
+
     Raises:
         errors.InputError: missing, damaged or of another kind, or its tile table is gone.
     """
-    table = artifacts.read_table(path, *KINDS)
-    frame = slide_rows(table)
-    start = _root(table)
-    try:
-        slides = [
-            _absolute(pyramid.Slide.from_row(row), start)
-            for row in frame.filter(pl.col("error").is_null()).iter_rows(named=True)
-        ]
-    except (errors.SlideError, KeyError, TypeError) as error:
-        raise errors.InputError(f"{path} has a damaged row of slides ({error}).") from error
-    return Cohort(table, slides, pyramid.Reader(table.file("tiles")))
+    table = artifacts.read_table(path, *rows.KINDS)
+    reader = pyramid.Reader(table.file("tiles"), policy=policy, idct=idct)
+    return Cohort(table, rows.readable(table), reader)
+
+
+def require_usable(header: artifacts.Header, path: str | os.PathLike[str]) -> None:
+    """See that not every slide of a `slides` or `tissue` artifact carries an error.
+
+    Raises:
+        errors.InputError: every one does.
+    """
+    if header.rows and header.rows == header.failed:
+        raise errors.InputError(
+            f"None of the {header.rows} slides of {path} can be used.",
+            "see its column error, or what index and mask said",
+        )
 
 
 def slide_rows(table: artifacts.Table) -> pl.DataFrame:
-    """The rows about slides of a `slides`, `tissue` or `patches` artifact, bad ones included.
-
-    Raises:
-        errors.InputError: a `patches` artifact without its slides.
-    """
-    if table.header.kind != "patches":
-        return table.frame
-    if "slides" not in table.attached:
-        raise errors.InputError(f"{table.path} does not carry its slides.")
-    return table.attached["slides"]
+    """The rows about slides, bad ones included; see `rows.about_slides`."""
+    return rows.about_slides(table)
 
 
 def companions(table: artifacts.Table, out: str | os.PathLike[str]) -> dict[str, str]:
@@ -74,14 +78,3 @@ def companions(table: artifacts.Table, out: str | os.PathLike[str]) -> dict[str,
         for name, relative in table.header.files.items()
         if name in ("tiles", "root")
     }
-
-
-def _root(table: artifacts.Table) -> Path:
-    given = os.environ.get(ROOT_VARIABLE)
-    if given:
-        return Path(given).absolute()
-    return table.file("root") if "root" in table.header.files else Path.cwd()
-
-
-def _absolute(slide: pyramid.Slide, start: Path) -> pyramid.Slide:
-    return dataclasses.replace(slide, uri=os.path.join(start, slide.uri))

@@ -23,6 +23,8 @@ from pathfm_cli import artifacts, errors
 
 PLACE = 0
 """Purpose number of `rng` for slide, mpp and position; augmentations use others."""
+NEAR = 105
+"""Purpose number for a position around another patch."""
 CHUNK = 32
 """Positions generated at a time."""
 CHUNKS = 32
@@ -30,6 +32,8 @@ CHUNKS = 32
 REDRAWS = 64
 """Slides tried before a draw gives up."""
 CACHED_POLYGONS = 64
+SHARE_DIGITS = 9
+"""Digits that are kept of a patch's tissue share."""
 OVERHANG_PX0 = 1e-6
 """A patch may reach over the slide's edge by so much: its side is rounded."""
 
@@ -140,7 +144,7 @@ def tissue_fraction(
     full of tissue has the share 1, and another build of GEOS draws the same patches.
     """
     clipped = shapely.clip_by_rect(tissue, x_px0, y_px0, x_px0 + extent_px0, y_px0 + extent_px0)
-    return round(float(clipped.area) / extent_px0**2, 9)
+    return round(float(clipped.area) / extent_px0**2, SHARE_DIGITS)
 
 
 def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.int8]:
@@ -245,10 +249,39 @@ class Sampler:
             "lower --min-tissue, or sample at a finer mpp",
         )
 
+    def draw_near(self, anchor: Patch, index: int, attempt: int, side: int) -> Patch:
+        """Patch number `index` from a square window around another patch of the same slide.
+
+        Args:
+            anchor: the patch in the middle of the window; slide and mpp are its own.
+            index: number of the new patch.
+            attempt: as in `draw`.
+            side: side of the window, in sides of a patch; moved inside the slide at its edge.
+
+        Returns:
+            A patch uniformly among the whole pixels of the window where it holds enough tissue; the
+            anchor's own place where `CHUNKS` times `CHUNK` positions fail.
+        """
+        extent = extent_px0(anchor.size_px, anchor.mpp, float(self._mpp0[anchor.slide]))
+        reach = extent * (side - 1)
+        start = np.floor(np.array([anchor.x_px0, anchor.y_px0]) - reach / 2)
+        start = np.maximum(0, np.minimum(start, self._size_px0[anchor.slide] - extent - reach))
+        random = rng(self.seed, index, NEAR, attempt)
+        place = self._place(random, anchor.slide, anchor.mpp, (start, start + reach))
+        x, y, share = place or (anchor.x_px0, anchor.y_px0, anchor.tissue_fraction)
+        return dataclasses.replace(anchor, index=index, x_px0=x, y_px0=y, tissue_fraction=share)
+
     def _place(
-        self, random: np.random.Generator, slide: int, mpp: float
+        self,
+        random: np.random.Generator,
+        slide: int,
+        mpp: float,
+        inside: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None,
     ) -> tuple[float, float, float] | None:
-        """Position and tissue share of a patch that fits, or None."""
+        """Position and tissue share of a patch that fits, or None.
+
+        `inside` bounds the position: its least and largest (x, y).
+        """
         tissue = self._tissue(slide)
         extent = extent_px0(self.config.size_px, mpp, float(self._mpp0[slide]))
         bounds = np.asarray(tissue.bounds)
@@ -256,6 +289,8 @@ class Sampler:
         high = np.minimum(
             np.floor(bounds[2:]), np.floor(self._size_px0[slide] - extent + OVERHANG_PX0)
         )
+        if inside is not None:
+            low, high = np.maximum(low, np.ceil(inside[0])), np.minimum(high, np.floor(inside[1]))
         for _ in range(CHUNKS if (low <= high).all() else 0):
             places = np.floor(low + random.random((CHUNK, 2)) * (high - low + 1))
             for x, y in places.tolist():

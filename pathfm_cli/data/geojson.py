@@ -6,6 +6,7 @@ pixels. GeoJSON (RFC 7946) speaks of longitude and latitude; QuPath, and so this
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ import polars as pl
 import shapely
 from shapely import geometry
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, disk
 
 CLASSIFICATION = {"name": "Tissue", "color": [0, 160, 0]}
 
@@ -29,7 +30,10 @@ def features(tissue: geometry.MultiPolygon) -> dict[str, Any]:
             {
                 "type": "Feature",
                 "geometry": json.loads(shapely.to_geojson(part)),
-                "properties": {"objectType": "annotation", "classification": CLASSIFICATION},
+                "properties": {
+                    "objectType": "annotation",
+                    "classification": copy.deepcopy(CLASSIFICATION),
+                },
             }
             for part in parts
         ],
@@ -45,7 +49,7 @@ def export(tissue: str | os.PathLike[str], folder: str | os.PathLike[str]) -> in
     frame = artifacts.read_table(tissue, "tissue").frame.filter(pl.col("error").is_null())
     for name, wkb in frame.select("slide", "geometry").iter_rows():
         text = json.dumps(features(shapely.from_wkb(wkb)), separators=(",", ":"))
-        with artifacts.atomic(file_for(folder, name, ".geojson")) as temporary:
+        with disk.atomic(file_for(folder, name, ".geojson")) as temporary:
             temporary.write_text(text)
     return frame.height
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import polars as pl
 import shapely
 from numpy import typing as npt
-from shapely import geometry
 
-from pathfm_cli.data import draw
+from pathfm_cli.data import draw, overlap
 
 MAX_CELLS = 100_000
 """Cells looked at together."""
@@ -45,29 +45,42 @@ def cells(
     reasons = draw.feasibility(slides, config)
     frames = [pl.DataFrame(schema=SCHEMA)]
     for row, slide in enumerate(slides.iter_rows(named=True)):
+        if reasons[row].all():
+            continue
         tissue = shapely.from_wkb(slide["geometry"])
-        shapely.prepare(tissue)
+        share = overlap.Overlap(tissue)
         for column, mpp in enumerate(config.mpp):
             if not reasons[row, column]:
-                frames.append(_on_slide(slide, tissue, mpp, config, stride_px))
+                frames.append(_on_slide(slide, tissue.bounds, share, mpp, config, stride_px))
     return pl.concat(frames)
+
+
+def most(slides: pl.DataFrame, config: draw.SampleConfig, stride_px: int) -> int:
+    """Cells of the grid on and off tissue; arguments as `cells`."""
+    count = 0
+    for width, height, mpp0 in slides.select("width_px0", "height_px0", "mpp").iter_rows():
+        for mpp in config.mpp:
+            step = draw.extent_px0(stride_px, mpp, mpp0)
+            count += math.ceil(width / step) * math.ceil(height / step)
+    return count
 
 
 def _on_slide(
     slide: dict[str, Any],
-    tissue: geometry.MultiPolygon,
+    bounds: tuple[float, float, float, float],
+    share: overlap.Overlap,
     mpp: float,
     config: draw.SampleConfig,
     stride_px: int,
 ) -> pl.DataFrame:
     extent = draw.extent_px0(config.size_px, mpp, slide["mpp"])
     step = draw.extent_px0(stride_px, mpp, slide["mpp"])
-    left, top, right, bottom = tissue.bounds
+    left, top, right, bottom = bounds
     x_px0 = _starts(left, right, slide["width_px0"], extent, step)
     y_px0 = _starts(top, bottom, slide["height_px0"], extent, step)
     rows = max(1, MAX_CELLS // max(1, len(x_px0)))
     found = [
-        _enough(tissue, x_px0, y_px0[begin : begin + rows], extent, config.min_tissue)
+        _enough(share, x_px0, y_px0[begin : begin + rows], extent, config.min_tissue)
         for begin in range(0, len(y_px0), rows)
     ]
     values = np.concatenate(found) if found else np.empty((0, 3))
@@ -94,17 +107,14 @@ def _starts(
 
 
 def _enough(
-    tissue: geometry.MultiPolygon,
+    share: overlap.Overlap,
     x_px0: npt.NDArray[np.float64],
     y_px0: npt.NDArray[np.float64],
     extent: float,
     min_tissue: float,
 ) -> npt.NDArray[np.float64]:
-    """Rows (x, y, tissue share) of the cells with enough tissue; `tissue` is prepared."""
+    """Rows (x, y, tissue share) of the cells with enough tissue; shares as `draw` rounds them."""
     y, x = (axis.ravel() for axis in np.meshgrid(y_px0, x_px0, indexing="ij"))
-    boxes = shapely.box(x, y, x + extent, y + extent)
-    share = shapely.contains(tissue, boxes).astype(np.float64)
-    for cell in np.flatnonzero((share == 0) & shapely.intersects(tissue, boxes)):
-        share[cell] = draw.tissue_fraction(tissue, float(x[cell]), float(y[cell]), extent)
-    enough: npt.NDArray[np.float64] = np.stack([x, y, share], axis=1)[share >= min_tissue]
+    found = share.fraction(x, y, extent).round(draw.SHARE_DIGITS)
+    enough: npt.NDArray[np.float64] = np.stack([x, y, found], axis=1)[found >= min_tissue]
     return enough

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import polars as pl
 
 from pathfm_cli import errors, kinds
 from pathfm_cli.data import sources
-from pathfm_cli.wsi import mpp, store, tiff, vendor
+from pathfm_cli.wsi import ahead, dicom, mpp, rendered, series, store, tiff, vendor
 
 Row = dict[str, Any]
 
@@ -39,12 +39,16 @@ SCHEMA: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-    """A slide to read: its source, the uri its row will hold, and its version (None if gone)."""
+    """A slide to read: its source, the uri its row will hold, and its version.
+
+    A file that is gone or may not be read has no version; `problem` says why where it was asked.
+    """
 
     source: sources.Source
     uri: str
     size_bytes: int | None
     etag: str | None
+    problem: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,10 +75,7 @@ def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, 
     row: Row = dict.fromkeys(SCHEMA)
     row |= {"slide": slide, "uri": file.uri, "size_bytes": file.size_bytes, "etag": file.etag}
     try:
-        source = store.Source.open(file.source.path)
-        if (source.size, source.etag) != (file.size_bytes, file.etag):
-            raise errors.SlideError("it changed while it was indexed")
-        return row, _describe(row, source, overrides)
+        return row, _describe(row, _open(file), overrides)
     except errors.SlideError as error:
         text = str(error)
         for prefix in (f"{slide}: ", f"{file.source.path}: "):
@@ -82,10 +83,35 @@ def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, 
         return {**row, "error": text}, ()
 
 
+def _open(file: File) -> store.Source:
+    if file.problem is not None:
+        raise errors.SlideError(file.problem)
+    path = file.source.path
+    if (
+        store.is_remote(path)
+        and not series.is_series(path)
+        and file.size_bytes is not None
+        and file.etag is not None
+    ):
+        return ahead.Ahead(store.open_version(path, file.size_bytes, file.etag))
+    source = store.Source.open(path)
+    if (source.size, source.etag) != (file.size_bytes, file.etag):
+        raise errors.SlideError("it changed while it was indexed")
+    return source
+
+
 def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) -> tuple[Plane, ...]:
     """Fill in the row; what is known before an error stays in it."""
     slide = row["slide"]
-    description = vendor.describe(source, slide)
+    tables: list[dicom.Table] | None = None
+    if isinstance(source, series.Series):
+        description, tables = dicom.describe(source, slide)
+    else:
+        try:
+            description = vendor.describe(source, slide)
+        except vendor.Foreign as refusal:
+            description, tables = rendered.describe(source.uri, refusal, slide)
+            row["uri"] += rendered.MARK
     base = description.planes[0]
     row |= {
         "vendor": description.vendor,
@@ -100,14 +126,29 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
         resolution = mpp.Resolution(given, "override")
     if resolution.mpp is None:
         raise errors.MissingMpp(slide, resolution.problem)
-    planes = tuple(_load(plane, source, slide) for plane in description.planes)
+    if tables is not None:
+        pairs = zip(description.planes, tables, strict=True)
+        planes = tuple(Plane(plane, *table) for plane, table in pairs)
+    else:
+        source.prefetch(list(_tables(description.planes)))
+        planes = tuple(_load(plane, source, slide) for plane in description.planes)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
+
+
+def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
+    """Where the tile tables of the levels lie, those of the right length."""
+    for plane in planes:
+        for name in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
+            tag = plane.directory.tags.get(name) if plane.directory else None
+            if tag is not None and tag.count == plane.tiles:
+                yield tag.offset, tag.size_bytes
 
 
 def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:
     """Read the tile table of a level and check it against the file's size."""
     size = f"{plane.width_px}x{plane.height_px}"
+    assert plane.directory is not None
     for tag in (tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS):
         found = plane.directory.tags[tag].count if tag in plane.directory.tags else 0
         if found != plane.tiles:

@@ -10,17 +10,23 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.data import headers
+from pathfm_cli.data import journal as journals
 from pathfm_cli.data import plan as planning
-from pathfm_cli.wsi import pyramid, tiles
+from pathfm_cli.wsi import pyramid, rendered, store, tiles
+
+CHUNK = 64
+"""Slides between two entries of the journal."""
+REMOTE_WORKERS = 48
+"""Remote slides that are read at once unless told otherwise: nearly all of it is waiting."""
 
 _Read = tuple[headers.Row, tuple[headers.Plane, ...]]
 
@@ -56,12 +62,15 @@ def index(
     root: Path | None = None,
     *,
     overwrite: bool = False,
+    manifest: Path | None = None,
     workers: int = 0,
     max_failed: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Indexed:
     """Index slides; the arguments are those of `plan.prepare` and `run`, and so are the errors."""
-    plan = planning.prepare(arguments, out, table, mpp_overrides, root, overwrite=overwrite)
+    plan = planning.prepare(
+        arguments, out, table, mpp_overrides, root, overwrite=overwrite, manifest=manifest
+    )
     return run(plan, workers=workers, max_failed=max_failed, progress=progress)
 
 
@@ -76,7 +85,7 @@ def run(
 
     Args:
         plan: see `plan.prepare`.
-        workers: threads; 0 means one per core.
+        workers: threads; 0 means one per core, or `REMOTE_WORKERS` where slides are remote.
         max_failed: give up when more slides than this fail.
         progress: told (done, total).
 
@@ -86,12 +95,42 @@ def run(
     if plan.record is not None:
         notes = (*plan.notes, f"{plan.out} is up to date")
         return _indexed(plan.record, artifacts.read_table(plan.out).frame, notes)
-    writer = tiles.Writer()
-    rows: list[headers.Row] = []
+    rows, writer = _assemble(plan, _read_rest(plan, workers, max_failed, progress))
+    frame = _frame(rows, plan.extras)
+    beside = plan.out.parent / plan.header.files["tiles"]
+    with disk.atomic(beside) as temporary, temporary.open("wb") as file:
+        writer.write(file, plan.header.id)
+    record = artifacts.write_table(plan.out, frame, plan.header)
+    plan.journal.discard()
+    notes = plan.notes
+    if plan.replaced:
+        notes += (f"kept {plan.replaced.path}: artifacts made from the old index may need it",)
+    return _indexed(record, frame, notes + _through_openslide(frame))
+
+
+def _through_openslide(frame: pl.DataFrame) -> tuple[str, ...]:
+    brands = frame.filter(pl.col("error").is_null())["vendor"].drop_nulls()
+    names = brands.filter(brands.str.starts_with("openslide:")).unique().sort().to_list()
+    if not names:
+        return ()
+    count = brands.str.starts_with("openslide:").sum()
+    return (f"{count} slides are read through openslide ({', '.join(names)}): local only, slower",)
+
+
+def _read_rest(
+    plan: planning.Plan,
+    workers: int,
+    max_failed: int | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, _Read | planning.Kept]:
+    """Read what is not known yet; all but the last chunk goes into the journal on the way."""
+    files = [file for file in plan.files if file.uri not in plan.kept]
+    done: dict[str, _Read | planning.Kept] = {}
+    chunk: list[_Read] = []
     failed = 0
-    for row, planes in _read_all(plan, workers):
-        _place(row, planes, writer, plan.old_tiles)
-        rows.append(row)
+    for number, (row, planes) in enumerate(_read_all(files, plan, workers), 1):
+        chunk.append((row, planes))
+        done[rendered.plain(row["uri"])] = row, planes
         failed += row["error"] is not None
         if max_failed is not None and failed > max_failed:
             raise errors.TooManyFailures(
@@ -99,26 +138,22 @@ def run(
                 f"{row['slide']}: {row['error']}.",
                 "a larger --max-failed, or none, makes them rows with an error",
             )
-        progress(len(rows), len(plan.files))
-    frame = _frame(rows, plan.extras)
-    beside = plan.out.parent / plan.header.files["tiles"]
-    with artifacts.atomic(beside) as temporary, temporary.open("wb") as file:
-        writer.write(file, plan.header.id)
-    record = artifacts.write_table(plan.out, frame, plan.header)
-    notes = plan.notes
-    if plan.old_tiles:
-        notes += (f"kept {plan.old_tiles.path}: artifacts made from the old index may need it",)
-    return _indexed(record, frame, notes)
+        progress(number, len(files))
+        if len(chunk) == CHUNK and number < len(files):
+            done |= _keep(chunk, plan.journal)
+            chunk = []
+    return done
 
 
-def _read_all(plan: planning.Plan, workers: int) -> Iterator[_Read]:
-    """Rows in the order of the plan, read by threads that stay a few slides ahead."""
-    count = workers or os.cpu_count() or 1
+def _read_all(files: Sequence[headers.File], plan: planning.Plan, workers: int) -> Iterator[_Read]:
+    """Rows in the order of `files`, read by threads that stay a few slides ahead."""
+    remote = any(store.is_remote(file.uri) for file in files)
+    count = workers or (REMOTE_WORKERS if remote else os.cpu_count() or 1)
     with futures.ThreadPoolExecutor(count) as pool:
         waiting: collections.deque[futures.Future[_Read]] = collections.deque()
         try:
-            for file in plan.files:
-                waiting.append(pool.submit(_read, file, plan))
+            for file in files:
+                waiting.append(pool.submit(headers.read, file, plan.overrides))
                 if len(waiting) > 4 * count:
                     yield waiting.popleft().result()
             while waiting:
@@ -127,32 +162,50 @@ def _read_all(plan: planning.Plan, workers: int) -> Iterator[_Read]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(file: headers.File, plan: planning.Plan) -> _Read:
-    if file.uri in plan.kept:
-        return dict(plan.kept[file.uri]), ()
-    return headers.read(file, plan.overrides)
+def _keep(chunk: Sequence[_Read], journal: journals.Journal) -> dict[str, planning.Kept]:
+    """Write a chunk to the journal; what it returns holds no tiles in memory."""
+    writer = tiles.Writer()
+    for row, planes in chunk:
+        _place(row, planes, writer)
+    rows = [row for row, _ in chunk]
+    table = journal.write(rows, writer)
+    return {rendered.plain(row["uri"]): (row, table) for row in rows}
+
+
+def _assemble(
+    plan: planning.Plan, fresh: Mapping[str, _Read | planning.Kept]
+) -> tuple[list[headers.Row], tiles.Writer]:
+    """All rows in the order of the plan, and their tiles."""
+    writer = tiles.Writer()
+    rows = []
+    for file in plan.files:
+        row, where = plan.kept.get(file.uri) or fresh[file.uri]
+        row = dict(row)
+        _place(row, where, writer)
+        rows.append(row)
+    return rows, writer
 
 
 def _place(
     row: headers.Row,
-    planes: Sequence[headers.Plane],
+    where: Sequence[headers.Plane] | tiles.TileTable,
     writer: tiles.Writer,
-    old: tiles.TileTable | None,
 ) -> None:
-    """Put the tiles of a slide into the table and the places into its row."""
-    if planes:
-        places = [writer.add(level.offsets, level.counts, level.plane.prefix) for level in planes]
-        row["levels"] = headers.levels(planes, [dataclasses.asdict(place) for place in places])
-    elif row["levels"] and old is not None:
-        slide = pyramid.Slide.from_row(row)
-        if not all(old.holds(level.place) for level in slide.levels):
-            raise errors.InputError(
-                f"{old.path} lacks tiles of {slide.slide}.", "pathfm index ... --overwrite"
-            )
-        row["levels"] = [
-            {**fields, **dataclasses.asdict(writer.copy(old, level.place))}
-            for fields, level in zip(row["levels"], slide.levels, strict=True)
-        ]
+    """Put the tiles of a slide, from memory or another table, into the table and its row."""
+    if isinstance(where, tiles.TileTable):
+        if row["levels"]:
+            slide = pyramid.Slide.from_row(row)
+            if not all(where.holds(level.place) for level in slide.levels):
+                raise errors.InputError(
+                    f"{where.path} lacks tiles of {slide.slide}.", "pathfm index ... --overwrite"
+                )
+            row["levels"] = [
+                {**fields, **dataclasses.asdict(writer.copy(where, level.place))}
+                for fields, level in zip(row["levels"], slide.levels, strict=True)
+            ]
+    elif where:
+        places = [writer.add(level.offsets, level.counts, level.plane.prefix) for level in where]
+        row["levels"] = headers.levels(where, [dataclasses.asdict(place) for place in places])
 
 
 def _frame(rows: Sequence[headers.Row], extras: pl.DataFrame) -> pl.DataFrame:

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 import polars as pl
 import shapely
-from numpy import typing as npt
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import cohort, otsu, polygons
+from pathfm_cli.data import cohort, finders, polygons
 from pathfm_cli.wsi import pyramid
 
-Method = Callable[[npt.NDArray[np.uint8], float], npt.NDArray[np.bool_]]
-"""Thumbnail (H, W, 3) uint8 and its mpp to a mask (H, W) bool."""
-
-METHODS: Mapping[str, Method] = {"otsu": otsu.foreground}
-"""The ways to find tissue, by the name that `--method` takes."""
-
-MAX_THUMBNAIL_PX = 64_000_000
 CHUNK = 16
 """Slides whose rows are kept together for a rerun."""
 
@@ -31,31 +23,9 @@ _SCHEMA = {
     "geometry": pl.Binary,
     "tissue_area_mm2": pl.Float64,
     "tissue_method": pl.String,
+    "tissue_doubt": pl.Float64,
     "mask_error": pl.String,
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class MaskConfig:
-    """How tissue is found."""
-
-    mpp: float = 8.0
-    """Resolution of the thumbnail, um/px."""
-    method: str = "otsu"
-    """A name in `METHODS`."""
-    cleaning: polygons.Cleaning = dataclasses.field(default_factory=polygons.Cleaning)
-    """Areas below which pieces and holes are dropped, and the outline's tolerance."""
-
-    def __post_init__(self) -> None:
-        if not 0.5 <= self.mpp <= 64:
-            raise errors.UsageError(
-                f"mpp {self.mpp:g} is no thumbnail: between 0.5 and 64 um/px.", "--mpp 8"
-            )
-        if self.method not in METHODS:
-            raise errors.UsageError(
-                f"There is no method {self.method} to find tissue.",
-                f"--method {' or '.join(METHODS)}",
-            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +48,7 @@ class Masked:
 def mask(
     slides: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    config: MaskConfig | None = None,
+    finder: finders.Finder | None = None,
     workers: int = 0,
     max_failed: int | None = None,
     overwrite: bool = False,
@@ -92,7 +62,7 @@ def mask(
     Args:
         slides: a `slides` artifact.
         out: the Parquet file to write.
-        config: how tissue is found.
+        finder: how tissue is found; None means the network of the package.
         workers: threads; 0 means one per core.
         max_failed: give up when more slides than this fail.
         overwrite: replace a result made with other inputs or settings.
@@ -103,50 +73,36 @@ def mask(
         errors.OutputClash: `out` holds something else.
         errors.TooManyFailures: more than `max_failed` slides failed.
     """
-    config = config or MaskConfig()
-    opened, header = _open(slides, out, config)
+    finder = finder or finders.UNet()
+    opened, header = _open(slides, out, finder)
     table = opened.table
     if record := artifacts.finished(out, header, overwrite=overwrite):
         frame = artifacts.read_table(out, "tissue").frame
         return _masked(record, table.frame, frame, (f"{out} is up to date",))
     parts = artifacts.Parts(out, header)
-    for number, chunk in _chunks(opened, config, parts.done(), workers, max_failed, progress):
-        parts.write(number, chunk)
+    with finders.side_by_side(finder):
+        for number, chunk in _chunks(opened, finder, parts.done(), workers, max_failed, progress):
+            parts.write(number, chunk)
     frame = _assemble(table.frame, parts)
-    bounds = shapely.total_bounds(shapely.from_wkb(frame["geometry"].to_list()))
-    geo = polygons.geoparquet(None if np.isnan(bounds).any() else bounds.tolist())
+    geo = polygons.geoparquet(_bounds(frame))
     record = artifacts.write_table(out, frame, header, extra={"geo": geo})
     parts.discard()
     return _masked(record, table.frame, frame, ())
 
 
-def config(
-    mpp: float, method: str, min_object_um2: float, min_hole_um2: float, tolerance_um: float
-) -> MaskConfig:
-    """Settings from plain values.
-
-    Raises:
-        errors.UsageError: one is out of range, or there is no such method.
-    """
-    cleaning = polygons.Cleaning(
-        min_object_um2=min_object_um2, min_hole_um2=min_hole_um2, tolerance_um=tolerance_um
-    )
-    return MaskConfig(mpp=mpp, method=method, cleaning=cleaning)
-
-
-def check(out: str | os.PathLike[str], config: MaskConfig, *, overwrite: bool = False) -> None:
+def check(out: str | os.PathLike[str], finder: finders.Finder, *, overwrite: bool = False) -> None:
     """Refuse an output that is surely something else, before any input is looked at.
 
     Raises:
         errors.OutputClash: as `artifacts.refuse`.
     """
-    artifacts.refuse(out, "tissue", dataclasses.asdict(config), overwrite=overwrite)
+    artifacts.refuse(out, "tissue", _settings(finder), overwrite=overwrite)
 
 
 def plan(
     slides: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    config: MaskConfig,
+    finder: finders.Finder,
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -155,7 +111,7 @@ def plan(
     Raises:
         errors.InputError, errors.OutputClash: as `mask`.
     """
-    opened, header = _open(slides, out, config)
+    opened, header = _open(slides, out, finder)
     finished = artifacts.finished(out, header, overwrite=overwrite) is not None
     total, usable = opened.table.frame.height, len(opened.slides)
     begun = min(len(artifacts.Parts(out, header).done()) * CHUNK, total)
@@ -167,38 +123,34 @@ def plan(
     }
 
 
-def outline(slide: pyramid.Slide, reader: pyramid.Reader, config: MaskConfig) -> dict[str, Any]:
+def outline(slide: pyramid.Slide, reader: pyramid.Reader, finder: finders.Finder) -> dict[str, Any]:
     """Find the tissue of one slide: the columns that `tissue` has beyond `slides`."""
     try:
-        if slide.width_px0 * slide.height_px0 * (slide.mpp / config.mpp) ** 2 > MAX_THUMBNAIL_PX:
-            raise errors.SlideError(
-                f"{slide.slide}: a thumbnail at {config.mpp:g} um/px has more than"
-                f" {MAX_THUMBNAIL_PX / 1e6:.0f} million pixels; use a coarser --mpp"
-            )
-        thumbnail = reader.read_thumbnail(slide, config.mpp)
+        found = finder.find(slide, reader)
     except errors.SlideError as error:
         return dict.fromkeys(_SCHEMA) | {"mask_error": str(error)}
-    height, width = thumbnail.shape[:2]
-    scale_px0 = (slide.width_px0 / width, slide.height_px0 / height)
-    found = METHODS[config.method](thumbnail, config.mpp)
-    tissue = polygons.from_mask(found, scale_px0, slide.mpp, config.cleaning)
     return {
-        "geometry": shapely.to_wkb(tissue),
-        "tissue_area_mm2": polygons.area_mm2(tissue, slide.mpp),
-        "tissue_method": config.method,
+        "geometry": shapely.to_wkb(found.tissue),
+        "tissue_area_mm2": polygons.area_mm2(found.tissue, slide.mpp),
+        "tissue_method": finder.method,
+        "tissue_doubt": found.doubt_bits,
         "mask_error": None,
     }
 
 
+def _settings(finder: finders.Finder) -> dict[str, Any]:
+    return {"method": finder.method, **finder.key}
+
+
 def _open(
-    slides: str | os.PathLike[str], out: str | os.PathLike[str], config: MaskConfig
+    slides: str | os.PathLike[str], out: str | os.PathLike[str], finder: finders.Finder
 ) -> tuple[cohort.Cohort, artifacts.Header]:
-    artifacts.read_header(slides, "slides")
+    cohort.require_usable(artifacts.read_header(slides, "slides"), slides)
     opened = cohort.open_cohort(slides)
     header = artifacts.Header(
         kind="tissue",
         parents=(f"slides:{opened.table.header.id}",),
-        settings=dataclasses.asdict(config),
+        settings=_settings(finder),
         files=cohort.companions(opened.table, out),
     )
     return opened, header
@@ -206,7 +158,7 @@ def _open(
 
 def _chunks(
     opened: cohort.Cohort,
-    config: MaskConfig,
+    finder: finders.Finder,
     done: set[int],
     workers: int,
     max_failed: int | None,
@@ -221,7 +173,7 @@ def _chunks(
     with futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
             rows = pool.map(
-                lambda name: _row(usable.get(name), opened.reader, config),
+                lambda name: _row(usable.get(name), opened.reader, finder),
                 [name for start in starts for name in ids[start : start + CHUNK]],
             )
             for start in starts:
@@ -241,14 +193,26 @@ def _chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _row(slide: pyramid.Slide | None, reader: pyramid.Reader, config: MaskConfig) -> dict[str, Any]:
-    return outline(slide, reader, config) if slide else dict.fromkeys(_SCHEMA)
+def _row(
+    slide: pyramid.Slide | None, reader: pyramid.Reader, finder: finders.Finder
+) -> dict[str, Any]:
+    return outline(slide, reader, finder) if slide else dict.fromkeys(_SCHEMA)
 
 
 def _assemble(slides: pl.DataFrame, parts: artifacts.Parts) -> pl.DataFrame:
     found = parts.scan().collect() if slides.height else pl.DataFrame(schema=_SCHEMA)
     joined = slides.hstack(found)
     return joined.with_columns(error=pl.coalesce("error", "mask_error")).drop("mask_error")
+
+
+def _bounds(frame: pl.DataFrame) -> list[float] | None:
+    """(x min, y min, x max, y max) over all geometries, few at a time; None without any."""
+    each = [np.full(4, np.nan)]
+    for rows in frame.select("geometry").iter_slices(256):
+        each.append(shapely.total_bounds(shapely.from_wkb(rows["geometry"].to_list())))
+    low = np.fmin.reduce([bounds[:2] for bounds in each])
+    high = np.fmax.reduce([bounds[2:] for bounds in each])
+    return None if np.isnan(low).any() else [*low.tolist(), *high.tolist()]
 
 
 def _masked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def read(path: Path) -> pl.DataFrame:
 
     Raises:
         errors.InputError: it is missing or cannot be read.
-        errors.UsageError: unknown suffix.
+        errors.UsageError: unknown suffix, or two columns of one name.
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet"):
@@ -31,12 +32,16 @@ def read(path: Path) -> pl.DataFrame:
         if suffix == ".parquet":
             return pl.read_parquet(path)
         separator = "," if suffix == ".csv" else "\t"
-        return pl.read_csv(path, separator=separator, infer_schema_length=None)
+        frame = pl.read_csv(path, separator=separator, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise errors.InputError(
             f"{path} cannot be read as a table: {reason}.", "its first line names the columns"
         ) from error
+    if twice := [name for name in frame.columns if re.search(r"_duplicated_\d+$", name)]:
+        name = twice[0].rpartition("_duplicated_")[0]
+        raise errors.UsageError(f"{path} has two columns {name}.", "keep one of them")
+    return frame
 
 
 def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) -> None:

@@ -21,6 +21,8 @@ from pathfm_cli.data import polygons
 
 EXCLUDED = ("Ignore*", "Background", "Artefact", "Artifact", "Pen", "Glass")
 """Class names that are no tissue; the first is QuPath's own."""
+SUFFIXES = (".geojson", ".json")
+"""How the file of a slide may end."""
 MAX_FILE_BYTES = 256 << 20
 UNCLASSIFIED = ""
 
@@ -58,6 +60,13 @@ def read(
     if unwanted:
         tissue = shapely.difference(tissue, shapely.union_all(unwanted))
     return polygons.multipolygon(tissue)
+
+
+def files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The GeoJSON files of a folder, by name; none if there is no such folder."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES)
 
 
 def classes(path: str | os.PathLike[str]) -> set[str]:

@@ -36,6 +36,9 @@ class Overlap:
         self._cell_px0 = np.maximum(bounds[2:] - bounds[:2], 1.0) / CELLS
         points, row, sign = self._rows(*_edges(tissue))
         points, column, owner = self._cut(points, axis=0)
+        # A piece that only touches its cell, at a border that it ends on, has no width.
+        wide = points[:, 0, 0] < points[:, 1, 0]
+        points, column, owner = points[wide], column[wide], owner[wide]
         # A piece: its left and right end, its height at the left end, its slope, its sign.
         (left, height), (right, end) = points[:, 0].T, points[:, 1].T
         slope = (end - height) / (right - left)

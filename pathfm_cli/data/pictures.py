@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import shapely
 from numpy import typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from shapely import geometry
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import cohort, geojson
 from pathfm_cli.wsi import pyramid
 
@@ -25,6 +25,8 @@ CELL_PX = 192
 MAX_CELLS = 48
 """Patches on a contact sheet; of more, so many are taken at equal steps."""
 
+_MARK = ("Software", "pathfm")
+"""Text chunk by which a picture of pathfm is known."""
 _OUTER = (0, 150, 40)
 _INNER = (230, 120, 0)
 _INK = (40, 40, 40)
@@ -86,18 +88,30 @@ def outline(
         tissue: level-0 pixels.
     """
     height, width = thumbnail.shape[:2]
-    scale = np.array([width / slide.width_px0, height / slide.height_px0])
     picture = Image.new("RGB", (width, height + _STRIP_PX), _PAPER)
-    picture.paste(Image.fromarray(thumbnail), (0, 0))
+    picture.paste(traced(slide, thumbnail, tissue, 3), (0, 0))
     pen = ImageDraw.Draw(picture)
-    for part in shapely.get_parts(tissue):
-        for number, ring in enumerate([part.exterior, *part.interiors]):
-            line = shapely.get_coordinates(ring) * scale
-            colour = _INNER if number else _OUTER
-            pen.line([tuple(point) for point in line.tolist()], colour, width=3, joint="curve")
     area_mm2 = tissue.area * slide.mpp**2 / 1e6
     um_per_px = slide.width_px0 * slide.mpp / width
     _caption(pen, (0, height, width), f"{slide.slide}   {area_mm2:.3g} mm2 of tissue", um_per_px)
+    return picture
+
+
+def traced(
+    slide: pyramid.Slide,
+    thumbnail: npt.NDArray[np.uint8],
+    tissue: geometry.MultiPolygon,
+    width_px: int,
+) -> Image.Image:
+    """A thumbnail with lines of `width_px` along its tissue; arguments as `outline`."""
+    height, width = thumbnail.shape[:2]
+    scale = np.array([width / slide.width_px0, height / slide.height_px0])
+    picture = Image.fromarray(thumbnail)
+    pen = ImageDraw.Draw(picture)
+    for part in shapely.get_parts(tissue):
+        for number, ring in enumerate([part.exterior, *part.interiors]):
+            line = [tuple(point) for point in (shapely.get_coordinates(ring) * scale).tolist()]
+            pen.line(line, _INNER if number else _OUTER, width=width_px, joint="curve")
     return picture
 
 
@@ -175,6 +189,29 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size_px)
 
 
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """See that a picture may be written: nothing is there, or an earlier picture of pathfm.
+
+    Raises:
+        errors.OutputClash: it is another file.
+        errors.Unwritable: nothing can be written there.
+    """
+    disk.check_place(path)
+    if overwrite or not os.path.lexists(path):
+        return
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            ours = picture.info.get(_MARK[0]) == _MARK[1]
+    except OSError:
+        ours = False
+    if not ours:
+        raise errors.OutputClash(
+            f"{path} exists and is no picture of pathfm.", "another name, or --overwrite"
+        )
+
+
 def _save(picture: Image.Image, path: Path) -> None:
-    with artifacts.atomic(path) as temporary:
-        picture.save(temporary, format="PNG")
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    with disk.atomic(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=mark)

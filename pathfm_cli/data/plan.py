@@ -13,8 +13,11 @@ from typing import Any
 import polars as pl
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import headers, metadata, sources
-from pathfm_cli.wsi import mpp, tiles
+from pathfm_cli.data import gdc, headers, metadata, sources
+from pathfm_cli.data import journal as journals
+from pathfm_cli.wsi import mpp, rendered, series, store, tiles
+
+Kept = tuple[headers.Row, tiles.TileTable]
 
 _CLASH_HINT = "another -o, or --overwrite to replace it"
 
@@ -29,8 +32,10 @@ class Plan:
         extras: one row per slide, `slide` and the columns of the user's tables.
         overrides: slide id to mpp; "" for slides without a trustworthy one.
         header: the header of the artifact.
-        kept: uri to row of the old artifact, for slides that need no reading.
-        old_tiles: the tile table of the old artifact.
+        kept: uri to row and its tile table, for slides that need no reading: rows of the old
+            artifact, and of a run of the same command that was killed.
+        journal: where this run keeps what it has read.
+        replaced: the tile table of the old artifact.
         record: the record of the finished artifact, if it is up to date.
         notes: sentences for the user.
     """
@@ -40,8 +45,9 @@ class Plan:
     extras: pl.DataFrame
     overrides: Mapping[str, float]
     header: artifacts.Header
-    kept: Mapping[str, headers.Row]
-    old_tiles: tiles.TileTable | None
+    kept: Mapping[str, Kept]
+    journal: journals.Journal
+    replaced: tiles.TileTable | None
     record: dict[str, Any] | None
     notes: tuple[str, ...]
 
@@ -65,19 +71,22 @@ def check(
     root: Path | None = None,
     *,
     overwrite: bool = False,
+    manifest: Path | None = None,
 ) -> None:
     """Refuse what is wrong whatever the slides are; the arguments are those of `prepare`.
 
     Raises:
         errors.UsageError: an override is no mpp, a metadata table cannot be joined, `root` is no
             folder, or `out` cannot be written.
-        errors.InputError: the metadata table is missing or cannot be read.
+        errors.InputError: the metadata table or the manifest is missing or cannot be read.
         errors.OutputClash: `out` is something else than an index.
     """
     for assignment in mpp_overrides:
         mpp.parse_override(assignment.rpartition("=")[2])
     if table is not None:
         metadata.load(table)
+    if manifest is not None:
+        gdc.read(manifest)
     if root is not None and not root.is_dir():
         raise errors.UsageError(f"--root {root} is no folder.", "a folder above the slides")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
@@ -102,6 +111,7 @@ def prepare(
     root: Path | None = None,
     *,
     overwrite: bool = False,
+    manifest: Path | None = None,
 ) -> Plan:
     """Check every argument and look at every file's size, but open no slide.
 
@@ -112,6 +122,7 @@ def prepare(
         mpp_overrides: `SLIDE=X` sets a slide's mpp; `X` fills in where none is trustworthy.
         root: store uris relative to this folder.
         overwrite: replace a result made with other settings.
+        manifest: slides of TCGA, see `gdc`; besides those of `arguments`.
 
     Raises:
         errors.UsageError: an argument or a table is wrong.
@@ -119,11 +130,13 @@ def prepare(
         errors.OutputClash: `out` holds something else.
     """
     check(out, table, mpp_overrides, root, overwrite=overwrite)
-    listed = sources.expand(arguments)
+    manifested, told = gdc.read(manifest) if manifest is not None else ([], ())
+    listed = sources.unique([*sources.expand(arguments), *manifested])
     names = [source.slide for source in listed]
     overrides = _overrides(mpp_overrides, names)
     extras, notes = _extras(listed, table)
-    files = tuple(_file(source, root) for source in listed)
+    notes = told + notes
+    files = _files(listed, root)
     settings: dict[str, Any] = {
         "files": _digest([[f.source.slide, f.uri, f.size_bytes, f.etag] for f in files]),
         "metadata": _digest([extras.columns, extras.rows()]) if extras.width > 1 else "",
@@ -143,14 +156,16 @@ def prepare(
         overrides=overrides,
         header=header,
         kept={},
-        old_tiles=None,
+        journal=journals.Journal.beside(out, header),
+        replaced=None,
         record=None,
         notes=notes,
     )
-    return plan if overwrite or not os.path.lexists(out) else _resume(plan)
+    plan = plan if overwrite or not os.path.lexists(out) else _compare(plan)
+    return plan if plan.record is not None else _go_on(plan)
 
 
-def _resume(plan: Plan) -> Plan:
+def _compare(plan: Plan) -> Plan:
     """Compare with what `out` holds: up to date, other files (keep what is unchanged), or a clash.
 
     Raises:
@@ -165,19 +180,33 @@ def _resume(plan: Plan) -> Plan:
     if record is not None:
         return dataclasses.replace(plan, record=record)
     rows = old.frame.select(list(headers.SCHEMA)).iter_rows(named=True)
-    before = {row["uri"]: row for row in rows}
+    before = {rendered.plain(row["uri"]): row for row in rows}
     gone = len(before.keys() - {file.uri for file in plan.files})
     if gone == len(before):
         raise errors.OutputClash(f"{plan.out} is an index of other slides.", _CLASH_HINT)
     kept = {
-        file.uri: before[file.uri]
+        file.uri: (before[file.uri], table)
         for file in plan.files
         if file.uri in before and _unchanged(file, before[file.uri])
     }
     notes = (*plan.notes, f"{len(kept)} of {len(plan.files)} slides are unchanged")
     if gone:
         notes = (*notes, f"{gone} slides of the old index are not named any more: left out")
-    return dataclasses.replace(plan, kept=kept, old_tiles=table, notes=notes)
+    return dataclasses.replace(plan, kept=kept, replaced=table, notes=notes)
+
+
+def _go_on(plan: Plan) -> Plan:
+    """Add what the same command had read before it was killed."""
+    files = {file.uri: file for file in plan.files if file.uri not in plan.kept}
+    found = {
+        uri: (row, table)
+        for row, table in plan.journal.rows()
+        if (uri := rendered.plain(row["uri"])) in files and _unchanged(files[uri], row)
+    }
+    if not found:
+        return plan
+    notes = (*plan.notes, f"{len(found)} of {len(plan.files)} slides were read before: going on")
+    return dataclasses.replace(plan, kept={**plan.kept, **found}, notes=notes)
 
 
 def _unchanged(file: headers.File, row: headers.Row) -> bool:
@@ -233,6 +262,34 @@ def _extras(
     return extras.join(frame, on="slide", how="left", maintain_order="left"), notes
 
 
+def _files(listed: Sequence[sources.Source], root: Path | None) -> tuple[headers.File, ...]:
+    """The version of every slide; remote ones that no listing told are asked for at once."""
+    unknown = [source.path for source in listed if store.is_remote(source.path) and not source.etag]
+    versions: Mapping[str, Any] = {}
+    if unknown:
+        from pathfm_cli.wsi import remote
+
+        versions = remote.versions(unknown)
+    return tuple(
+        _object(source, versions.get(source.path))
+        if store.is_remote(source.path)
+        else _file(source, root)
+        for source in listed
+    )
+
+
+def _object(source: sources.Source, version: Any) -> headers.File:
+    """A remote slide; `version` is a `remote.Entry`, an error, or None if a listing told it."""
+    if version is None:
+        return headers.File(source, source.path, source.size_bytes, source.etag)
+    if isinstance(version, errors.SlideError):
+        return headers.File(source, source.path, None, None, str(version))
+    if source.size_bytes not in (None, version.size):
+        problem = f"it has {version.size} bytes, not {source.size_bytes} as its manifest says"
+        return headers.File(source, source.path, version.size, version.etag, problem)
+    return headers.File(source, source.path, version.size, version.etag)
+
+
 def _file(source: sources.Source, root: Path | None) -> headers.File:
     uri = source.path
     if root is not None:
@@ -241,6 +298,12 @@ def _file(source: sources.Source, root: Path | None) -> headers.File:
             raise errors.UsageError(
                 f"{source.path} is not below --root {root}.", "a folder above all slides"
             )
+    if series.is_series(source.path):
+        try:
+            whole = series.Series.open(source.path)
+        except errors.SlideError as error:
+            return headers.File(source, uri, None, None, str(error))
+        return headers.File(source, f"{uri.rstrip('/')}/", whole.size, whole.etag)
     try:
         status = os.stat(source.path)
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from numpy import typing as npt
 from shapely import geometry
 
 from pathfm_cli import errors
+
+MAX_TOLERANCE_UM = 200.0
+"""A patch of 256 px at 0.5 um/px is 128 um wide; more would move whole patches off the tissue."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +32,17 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
                 raise errors.UsageError(
-                    f"{field.name} is {getattr(self, field.name)}, below 0.", "0 keeps everything"
+                    f"{field.name} is {value}; it is a number from 0 on.", "0 keeps everything"
                 )
+        if self.tolerance_um > MAX_TOLERANCE_UM:
+            raise errors.UsageError(
+                f"tolerance_um is {self.tolerance_um:g}; outlines may move by"
+                f" {MAX_TOLERANCE_UM:g} um at most.",
+                "--tolerance 8",
+            )
 
 
 def from_mask(

@@ -15,6 +15,8 @@ from pathfm_cli.data import cohort, draw, grid
 
 DRAWS_PER_PART = 8192
 SLIDES_PER_PART = 8
+MAX_PATCHES = 1_000_000_000
+"""In one artifact; about 30 GB."""
 _Task = Callable[[], pl.DataFrame]
 
 
@@ -26,8 +28,8 @@ class Random:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise errors.UsageError(f"n is {self.n}; it must be above 0.", "--n 1000")
+        if not 1 <= self.n <= MAX_PATCHES:
+            raise errors.UsageError(f"n is {self.n}; it is from 1 to {MAX_PATCHES:,}.", "--n 1000")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +96,10 @@ def request(
         raise errors.UsageError(
             "A grid takes every slide: it has no seed, strategy or weights.", "--n 1000"
         )
+    if weights and strategy != "uniform":
+        raise errors.UsageError(
+            f"--strategy {strategy} and --weights {weights} contradict each other.", "leave one out"
+        )
     if stride_px is not None and not gridded:
         raise errors.UsageError("Only a grid has a stride.", "--grid")
     chosen = draw.SampleConfig(
@@ -142,11 +148,12 @@ def sample(
         progress: told (done, total): patches, or slides of a grid.
 
     Raises:
-        errors.InputError: `tissue` is no `tissue` artifact.
+        errors.InputError: `tissue` is no `tissue` artifact, or all its slides carry errors.
         errors.OutputClash: `out` holds something else.
         errors.UsageError: no patch fits.
     """
     table = artifacts.read_table(tissue, "tissue")
+    cohort.require_usable(table.header, tissue)
     header = _header(table, out, config, choice)
     slides = table.frame.filter(pl.col("error").is_null())
     if record := artifacts.finished(out, header, overwrite=overwrite):
@@ -154,6 +161,8 @@ def sample(
         notes = (f"{out} is up to date", *_notes(table.frame, slides, config, choice, used))
         return Sampled(record, notes, _summary(record, used))
     draw.check_feasible(slides, config)
+    if isinstance(choice, Grid):
+        _check_cells(slides, config, choice)
     parts = artifacts.Parts(out, header)
     done = parts.done()
     for number, total, task in _tasks(table, slides, config, choice):
@@ -189,6 +198,7 @@ def plan(
         errors.PathfmError: as `sample`.
     """
     table = artifacts.read_table(tissue, "tissue")
+    cohort.require_usable(table.header, tissue)
     slides = table.frame.filter(pl.col("error").is_null())
     header = _header(table, out, config, choice)
     finished = artifacts.finished(out, header, overwrite=overwrite) is not None
@@ -197,10 +207,23 @@ def plan(
     return {
         "slides": table.frame.height,
         "slides_that_can_give_patches": int(able.sum()),
-        "patches": choice.n if isinstance(choice, Random) else "as many as the grid has",
+        "patches": choice.n
+        if isinstance(choice, Random)
+        else f"at most {_check_cells(slides, config, choice)}",
         "already_done": finished,
         "writes": os.path.abspath(out),
     }
+
+
+def _check_cells(slides: pl.DataFrame, config: draw.SampleConfig, choice: Grid) -> int:
+    """Cells of a grid over the whole slides: no more patches can come of it."""
+    cells = grid.most(slides, config, choice.stride_px)
+    if cells > MAX_PATCHES:
+        raise errors.UsageError(
+            f"The grid has {cells:,} cells; at most {MAX_PATCHES:,} fit one artifact.",
+            f"--stride {config.size_px}",
+        )
+    return cells
 
 
 def _tasks(

@@ -1,19 +1,23 @@
-"""What the arguments of `pathfm index` mean: files, folders, globs and tables of slides."""
+"""What the arguments of `pathfm index` mean: files, folders, globs, URLs and tables of slides."""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib import parse
 
 from pathfm_cli import errors
 from pathfm_cli.data import metadata
+from pathfm_cli.wsi import series, store
 
 READABLE = (".svs", ".tif", ".tiff", ".btf", ".tf8")
-FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", ".dcm")
+DICOM = series.SUFFIX
+FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", DICOM)
 """Slides of other formats: in a folder they become error rows instead of being passed over."""
 TABLES = (".csv", ".tsv", ".parquet")
 _COMPOUND = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
@@ -25,13 +29,17 @@ class Source:
 
     Attributes:
         slide: its id.
-        path: absolute path.
+        path: absolute path, or URL.
         columns: columns of the table that listed it.
+        size_bytes: of a remote file, where its listing told.
+        etag: likewise.
     """
 
     slide: str
     path: str
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size_bytes: int | None = None
+    etag: str | None = None
 
 
 def slide_id(name: str) -> str:
@@ -48,17 +56,26 @@ def expand(arguments: Sequence[str]) -> list[Source]:
     """Turn arguments into slides, sorted by id; the same file named twice counts once.
 
     Args:
-        arguments: slide files, folders (searched with their subfolders), glob patterns, and
-            tables (CSV, TSV, Parquet) with a column `path` or `uri`.
+        arguments: slide files, folders (searched with their subfolders), glob patterns, tables
+            (CSV, TSV, Parquet) with a column `path` or `uri`, and URLs: of slides, of prefixes
+            (listed with all below them), and patterns in buckets.
 
     Raises:
-        errors.InputError: an argument matches nothing.
-        errors.UsageError: two slides share an id, or a table lists no paths.
+        errors.InputError: an argument matches nothing, or a bucket cannot be listed.
+        errors.UsageError: two slides share an id, a table lists no paths, or a URL is wrong.
+    """
+    return unique(source for argument in arguments for source in _expand(argument))
+
+
+def unique(sources: Iterable[Source]) -> list[Source]:
+    """The sources sorted by slide id; the same file twice counts once.
+
+    Raises:
+        errors.UsageError: two slides share an id.
     """
     found: dict[str, Source] = {}
-    for argument in arguments:
-        for source in _expand(argument):
-            found.setdefault(source.path, source)
+    for source in sources:
+        found.setdefault(source.path, source)
     slides: dict[str, Source] = {}
     for source in found.values():
         other = slides.setdefault(source.slide, source)
@@ -71,10 +88,8 @@ def expand(arguments: Sequence[str]) -> list[Source]:
 
 
 def _expand(argument: str) -> list[Source]:
-    if "://" in argument:
-        raise errors.UsageError(
-            f"{argument} is remote; only local files can be indexed.", "name files or folders"
-        )
+    if store.is_remote(argument):
+        return _remote(argument)
     path = Path(argument).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -84,6 +99,71 @@ def _expand(argument: str) -> list[Source]:
     if not matches:
         raise errors.InputError(f"{argument} does not exist.", "pathfm index slides/ -o s.parquet")
     return [source for match in matches for source in _expand(match)]
+
+
+def _remote(uri: str) -> list[Source]:
+    """Slides behind a URL: one, those below a prefix, or those that match a pattern."""
+    # obstore, and with it the network, only where something is remote.
+    from pathfm_cli.wsi import remote
+
+    try:
+        base, name = remote.split(uri)
+    except errors.SlideError as error:
+        raise errors.UsageError(f"{str(error).rstrip('.')}.", error.hint) from error
+    suffixes = READABLE + FOREIGN
+    pattern = bool(glob.has_magic(name)) and not base.startswith("http")
+    if not pattern and name.lower().endswith(suffixes):
+        return [_link(uri)]
+    if base.startswith("http"):
+        raise errors.UsageError(
+            f"{uri} names no slide, and a web server cannot be listed.",
+            "name the slides, or a table with a column uri: pathfm index list.csv",
+        )
+    if name.lower().endswith(TABLES):
+        raise errors.UsageError(f"{uri}: a table must lie on disk.", "copy it here first")
+    fixed = re.split(r"[*?\[]", name)[0].rpartition("/")[0] if pattern else name
+    try:
+        listed = remote.listing(f"{base}/{fixed}".rstrip("/"))
+    except errors.SlideError as error:
+        raise errors.InputError(f"{str(error).rstrip('.')}.", error.hint) from error
+    wanted = re.compile(_pattern(name) if pattern else ".*", re.DOTALL)
+    found = [
+        _link(entry.uri)
+        if entry.uri.lower().endswith(DICOM)
+        else Source(slide_id(entry.uri), entry.uri, {}, entry.size, entry.etag)
+        for entry in listed
+        if entry.uri.lower().endswith(suffixes) and wanted.fullmatch(remote.split(entry.uri)[1])
+    ]
+    if not found:
+        raise errors.InputError(
+            f"{uri} holds no slide among {len(listed)} objects.",
+            f"looked for {' '.join(suffixes)}",
+        )
+    return found
+
+
+def _link(uri: str) -> Source:
+    """One remote slide, whatever its name; a DICOM file stands for its folder."""
+    if uri.lower().endswith(DICOM):
+        if uri.startswith("http"):
+            raise errors.UsageError(
+                f"{uri} is one file of a DICOM slide, and a web server cannot be listed.",
+                "name it in its bucket: s3://BUCKET/SERIES/",
+            )
+        folder = uri.rpartition("/")[0]
+        return Source(folder.rpartition("/")[2], f"{folder}/")
+    return Source(slide_id(parse.unquote(uri) if uri.startswith("http") else uri), uri)
+
+
+def _pattern(name: str) -> str:
+    """A glob as a regular expression: `*` and `?` stay inside a folder, `**/` does not."""
+    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", name)
+    return "".join(
+        pieces.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        for part in parts
+        if part
+    )
 
 
 def _folder(folder: Path) -> list[Source]:
@@ -132,9 +212,12 @@ def _table(path: Path) -> list[Source]:
             raise errors.UsageError(
                 f"{path} has a row without a {column}.", "fill it in or delete it"
             )
-        file = path.parent / Path(str(name)).expanduser()
+        if store.is_remote(str(name)):
+            source = _link(str(name))
+        else:
+            source = _source(path.parent / Path(str(name)).expanduser())
         given = row.pop("slide", None)
-        listed.append(dataclasses.replace(_source(file), columns=row))
+        listed.append(dataclasses.replace(source, columns=row))
         if given:
             listed[-1] = dataclasses.replace(listed[-1], slide=str(given))
     return listed
@@ -146,4 +229,7 @@ def _source(path: Path) -> Source:
         absolute.encode()
     except UnicodeEncodeError as error:
         raise errors.UsageError(f"{absolute!a} is no UTF-8 name.", "rename the file") from error
+    if absolute.lower().endswith(DICOM):
+        folder = os.path.dirname(absolute)
+        return Source(os.path.basename(folder), f"{folder}/")
     return Source(slide_id(absolute), absolute)

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -23,23 +23,24 @@ from numpy import typing as npt
 from torch.utils import data
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw
+from pathfm_cli.data import cohort, draw, skips, windows
+from pathfm_cli.wsi import pyramid
 
-AHEAD = 2
-"""Batches that are read ahead: per worker, or in the background where there are no workers."""
+PREFETCH_BYTES = 256 << 20
+"""Pixels that lie ready ahead of who consumes them, all workers of a rank together."""
+MAX_AHEAD = 8
+"""Batches that each worker reads ahead at most: small ones would make a long queue."""
 ATTEMPTS = 8
 """Replacements drawn for a patch that cannot be read, before the stream gives up."""
+REMOTE_BATCHES = 4
+"""Batches of remote slides on their way at once where there are no workers."""
 THREADS = 2
 """Threads per worker: one reads while the other decodes."""
+ALONE_THREADS = 4
+"""Threads where there are no workers, at most one per core."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
-    """A patch that could not be read and was replaced."""
-
-    index: int
-    slide: str
-    error: str
+Failure = skips.Failure
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +63,12 @@ class Batch:
     slides: torch.Tensor
     failed: tuple[Failure, ...] = ()
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a copy to a CUDA device can overlap work."""
+        names = ("indices", "patches", "pixels", "mpp", "slides")
+        pinned = {name: getattr(self, name).pin_memory() for name in names}
+        return dataclasses.replace(self, **pinned)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -76,6 +83,9 @@ class Plan:
     rank: int
     world_size: int
     distinct: int
+    patches_per_window: int
+    policy: pyramid.Policy
+    idct: bool
 
     def indices(self, number: int) -> range:
         """Running numbers of the batch that is `number` after the first."""
@@ -96,6 +106,11 @@ def batches(
     world_size: int = 1,
     workers: int = 0,
     distinct: int = 0,
+    patches_per_window: int = 1,
+    policy: pyramid.Policy = "finer",
+    idct: bool = True,
+    pin: bool = False,
+    prefetch_bytes: int = PREFETCH_BYTES,
 ) -> Iterator[Batch]:
     """Read batches `first_step` to `first_step + steps - 1` of one rank, in order.
 
@@ -112,9 +127,17 @@ def batches(
         world_size: R.
         workers: processes that read; 0 reads ahead in a thread of this process.
         distinct: go round the first so many patches (paper, section II-D2); 0 means endless.
+        patches_per_window: patches in a row that come from one window of a slide: less to read,
+            less variety in a batch, see `windows`; 1: every patch on its own.
+        policy: which level a patch is read from, see `slide.Slide.level_for`.
+        idct: whether JPEG tiles may be decoded at 1/2, 1/4 or 1/8, see `resample`.
+        pin: deliver tensors in page-locked memory, for a CUDA device.
+        prefetch_bytes: pixels read ahead, by all workers together; each reads one batch ahead at
+            least and `MAX_AHEAD` at most. With workers they lie in shared memory.
 
     Raises:
-        errors.UsageError: nothing can be drawn; raised here, before any worker starts.
+        errors.UsageError: nothing can be drawn, or windows of a fixed set are asked for; raised
+            here, before any worker starts.
         errors.InputError: the artifact cannot be read.
         errors.PathfmError: while iterating, when `ATTEMPTS` replacements failed or a worker died.
     """
@@ -128,10 +151,16 @@ def batches(
         rank=rank,
         world_size=world_size,
         distinct=distinct,
+        patches_per_window=patches_per_window,
+        policy=policy,
+        idct=idct,
     )
-    loader = Loader(plan, threads=min(4, os.cpu_count() or 1))
-    loader.open()
-    return _in_workers(plan, workers) if workers and steps else _in_background(loader)
+    loader = Loader(plan, threads=min(ALONE_THREADS, os.cpu_count() or 1))
+    readers = min(workers, steps)
+    ahead = _ahead(prefetch_bytes, loader.batch_bytes, max(1, readers))
+    if readers:
+        return _in_workers(plan, readers, ahead, pin)
+    return _in_background(loader, ahead, pin)
 
 
 class Loader(data.Dataset["Batch | errors.PathfmError"]):
@@ -154,13 +183,19 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
         except errors.PathfmError as error:
             return error
 
-    def open(self) -> None:
-        """Open the cohort now.
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the pixels of one batch; opens the cohort.
 
         Raises:
             errors.UsageError, errors.InputError: as `batches`.
         """
-        _ = self._opened
+        return self.plan.batch_size * self._opened.size_px**2 * 3
+
+    @property
+    def remote(self) -> bool:
+        """Whether any slide lies behind a URL; opens the cohort."""
+        return self._opened.cohort.remote
 
     def read(self, number: int) -> Batch:
         """Batch `number`.
@@ -169,67 +204,122 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
             errors.SlideError: a patch and its replacements cannot be read.
         """
         indices = self.plan.indices(number)
-        results = list(self._pool.map(self._patch, indices))
-        patches = [patch for patch, _, _ in results]
+        opened = self._opened
+        numbers = [index % opened.count if opened.count else index for index in indices]
+        patches, pixels, failed = self._patches(numbers)
         return Batch(
             indices=torch.tensor(list(indices)),
             patches=torch.tensor([patch.index for patch in patches]),
-            pixels=torch.from_numpy(np.stack([pixels for _, pixels, _ in results])),
+            pixels=torch.from_numpy(pixels),
             mpp=torch.tensor([patch.mpp for patch in patches], dtype=torch.float32),
             slides=torch.tensor([patch.slide for patch in patches]),
-            failed=tuple(failure for _, _, failures in results for failure in failures),
+            failed=failed,
         )
 
     @functools.cached_property
-    def _opened(self) -> tuple[cohort.Cohort, draw.Source, int]:
-        """The cohort, what draws from it, and how many patches there are (0: endless)."""
-        opened = cohort.open_cohort(self.plan.cohort_path)
-        if opened.table.header.kind == "patches":
-            rows = draw.Fixed(opened.table, self.plan.seed)
-            return opened, rows, min(self.plan.distinct or len(rows), len(rows))
-        if self.plan.config is None:
-            raise errors.UsageError(f"{self.plan.cohort_path} needs to be told how to draw.")
-        sampler = draw.Sampler(opened.table, self.plan.config, self.plan.seed)
-        return opened, sampler, self.plan.distinct
+    def _opened(self) -> _Opened:
+        return _open(self.plan)
 
     @functools.cached_property
     def _pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(self._threads)
 
-    def _patch(self, index: int) -> tuple[draw.Patch, npt.NDArray[np.uint8], list[Failure]]:
-        """Patch and pixels; one that cannot be read gives way to the next draw of its number."""
-        opened, source, count = self._opened
-        number = index % count if count else index
-        failures: list[Failure] = []
-        for attempt in range(ATTEMPTS + 1):
-            patch = source.draw(number, attempt)
-            slide = opened.slides[patch.slide]
-            place = patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
-            try:
-                return patch, opened.reader.read_patch(slide, *place), failures
-            except errors.SlideError as error:
-                failures.append(Failure(number, slide.slide, str(error)))
-        raise errors.SlideError(
-            f"Patch {number} and its {ATTEMPTS} replacements cannot be read: {failures[-1].error}."
-        )
+    def _patches(
+        self, numbers: Sequence[int]
+    ) -> tuple[list[draw.Patch], npt.NDArray[np.uint8], tuple[Failure, ...]]:
+        """Patches and pixels; one that cannot be read gives way to the next draw of its number."""
+        opened = self._opened
+        failures: dict[int, list[Failure]] = {}
+        patches = [opened.source.draw(number) for number in numbers]
+        pixels, wrong = self._pixels(patches)
+        for attempt in range(1, ATTEMPTS + 2):
+            for row, error in wrong.items():
+                slide = opened.cohort.slides[patches[row].slide].slide
+                failures.setdefault(row, []).append(Failure(numbers[row], slide, str(error)))
+            if not wrong or attempt > ATTEMPTS:
+                break
+            rows = list(wrong)
+            for row in rows:
+                patches[row] = opened.source.draw(numbers[row], attempt)
+            pixels[rows], again = self._pixels([patches[row] for row in rows])
+            wrong = {rows[position]: error for position, error in again.items()}
+        for row, error in wrong.items():
+            raise errors.SlideError(
+                f"Patch {numbers[row]} and its {ATTEMPTS} replacements cannot be read: {error}."
+            )
+        return patches, pixels, tuple(f for row in sorted(failures) for f in failures[row])
+
+    def _pixels(
+        self, patches: Sequence[draw.Patch]
+    ) -> tuple[npt.NDArray[np.uint8], dict[int, errors.SlideError]]:
+        """(B, S, S, 3), and the error of each that cannot be read by its position."""
+        opened = self._opened.cohort
+        wanted = [
+            pyramid.Request(
+                opened.slides[patch.slide], patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
+            )
+            for patch in patches
+        ]
+        return opened.reader.read_patches(wanted, self._pool)
 
 
-def _in_background(loader: Loader) -> Iterator[Batch]:
-    """Batches read by one thread of this process, `AHEAD` of who consumes them."""
-    with futures.ThreadPoolExecutor(1) as ahead:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """A cohort, what draws from it, how many patches there are (0: endless), and their side."""
+
+    cohort: cohort.Cohort
+    source: draw.Source
+    count: int
+    size_px: int
+
+
+def _open(plan: Plan) -> _Opened:
+    opened = cohort.open_cohort(plan.cohort_path, policy=plan.policy, idct=plan.idct)
+    if plan.patches_per_window < 1:
+        raise errors.UsageError(f"patches_per_window is {plan.patches_per_window}.", "1 or more")
+    if opened.table.header.kind == "patches":
+        if plan.patches_per_window > 1:
+            raise errors.UsageError(
+                f"{plan.cohort_path} is a fixed set of patches; it has no windows.",
+                "patches_per_window = 1, or train on tissue",
+            )
+        rows = draw.Fixed(opened.table, plan.seed)
+        count = min(plan.distinct or len(rows), len(rows))
+        return _Opened(opened, rows, count, rows.size_px)
+    if plan.config is None:
+        raise errors.UsageError(f"{plan.cohort_path} needs to be told how to draw.")
+    sampler = draw.Sampler(opened.table, plan.config, plan.seed)
+    many = plan.patches_per_window > 1
+    source = windows.Windows(sampler, plan.patches_per_window) if many else sampler
+    return _Opened(opened, source, plan.distinct, plan.config.size_px)
+
+
+def _ahead(prefetch_bytes: int, batch_bytes: int, readers: int) -> int:
+    """Batches that each of `readers` reads ahead."""
+    return max(1, min(MAX_AHEAD, prefetch_bytes // (batch_bytes * readers)))
+
+
+def _in_background(loader: Loader, ahead: int, pin: bool) -> Iterator[Batch]:
+    """Batches read by threads of this process, `ahead` of who consumes them."""
+
+    def read(number: int) -> Batch:
+        batch = loader.read(number)
+        return batch.pin_memory() if pin else batch
+
+    with futures.ThreadPoolExecutor(REMOTE_BATCHES if loader.remote else 1) as reading:
         waiting: collections.deque[futures.Future[Batch]] = collections.deque()
         try:
             for number in range(len(loader)):
-                waiting.append(ahead.submit(loader.read, number))
-                if len(waiting) > AHEAD:
+                waiting.append(reading.submit(read, number))
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            ahead.shutdown(wait=False, cancel_futures=True)
+            reading.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_workers(plan: Plan, workers: int) -> Iterator[Batch]:
+def _in_workers(plan: Plan, workers: int, ahead: int, pin: bool) -> Iterator[Batch]:
     """Batches read by processes, in order."""
     # Never fork: threads and stores of this process would be copied in the middle of their work.
     fresh = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -238,8 +328,9 @@ def _in_workers(plan: Plan, workers: int) -> Iterator[Batch]:
     loader = data.DataLoader(
         Loader(plan, THREADS),
         batch_size=None,
-        num_workers=min(workers, plan.steps),
-        prefetch_factor=AHEAD,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        pin_memory=pin,
         multiprocessing_context=context,
         worker_init_fn=_follow_parent,
         # Its own generator, so that this process's random state stays as it is.

@@ -17,7 +17,7 @@ import torch
 from safetensors import torch as safetensors_torch
 from torch import nn
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 
 WEIGHTS = "teacher.safetensors"
 MODEL = "model.json"
@@ -61,9 +61,9 @@ def export(
         header: of kind checkpoint.
     """
     folder = Path(folder)
-    with artifacts.atomic(folder / MODEL) as temporary:
+    with disk.atomic(folder / MODEL) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
-    with artifacts.atomic(folder / WEIGHTS) as temporary:
+    with disk.atomic(folder / WEIGHTS) as temporary:
         metadata = {"pathfm": header.dumps()}
         safetensors_torch.save_file(_tensors(module), temporary, metadata=metadata)
     return header.record(folder / WEIGHTS)

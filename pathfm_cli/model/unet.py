@@ -2,15 +2,17 @@
 
 Ronneberger et al., "U-Net", MICCAI 2015, at half resolution: 2 x 2 pixels are one position of 12
 channels on the way in and 4 answers on the way out, which makes it four times cheaper. Prediction
-is in fp32 on every device, so that the same thumbnail gives the same outline.
+is in fp32; where CUDA's convolutions round to TF32, outlines may differ by single pixels.
 """
 
 #   B = batch, C = channels, H, W = height and width in thumbnail pixels
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from numpy import typing as npt
 from safetensors import torch as safetensors_torch
 from torch import nn
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.model import device as devices
 
 SHIPPED = Path(__file__).with_name("tissue_unet.safetensors")
@@ -122,6 +124,17 @@ class Segmenter:
         return found
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread an operation while several thumbnails are answered side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
     """Bring uint8 pixels to [-1, 1], float32."""
     return pixels.float() / 127.5 - 1.0
@@ -163,8 +176,8 @@ def save(path: str | os.PathLike[str], module: UNet, header: artifacts.Header) -
         module: its parameters are written as fp32.
         header: of the kind `segmenter`; its settings name `widths` and `mpp`.
     """
-    tensors = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    with artifacts.atomic(path) as temporary:
+    tensors = {name: v.detach().cpu().contiguous() for name, v in module.state_dict().items()}
+    with disk.atomic(path) as temporary:
         safetensors_torch.save_file(tensors, temporary, {"pathfm": header.dumps()})
     return header.record(path)
 

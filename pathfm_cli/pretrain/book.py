@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import stream
+from pathfm_cli.data import skips, stream
 from pathfm_cli.model import export, vit
 from pathfm_cli.pretrain import (
     augment,
@@ -51,6 +51,9 @@ class Book:
         self._logged = first
         self._waited_s = 0.0
         self._failed = 0
+        self._skips = skips.Ledger(
+            job.settings.train.max_failed, job.run / folder.SKIPPED / f"rank-{here.rank}.jsonl"
+        )
         self._named: set[str] = set()
 
     def timed(self, batches: Iterator[stream.Batch]) -> Iterator[stream.Batch]:
@@ -68,9 +71,15 @@ class Book:
         return self.step % every == 0
 
     def count(self, outcome: dino.Outcome, batch: stream.Batch) -> None:
-        """Count a step and, where one is due, write a line."""
+        """Count a step and, where one is due, write a line.
+
+        Raises:
+            errors.TooManyFailures: too many patches were replaced.
+            errors.PathfmError: the loss is not finite any more.
+        """
         self.step += 1
         self._note(batch.failed)
+        self._skips.add(len(batch.indices), batch.failed)
         last = self.step == self.job.settings.train.steps
         if self.due(self.job.settings.train.log_every) or last:
             self._write(outcome)

@@ -4,6 +4,7 @@ run.json             what is being trained: the header of the checkpoint to come
 config.toml          the recipe, resolved; `--recipe run/config.toml` repeats it
 patches.parquet      the fixed patch set that ODCorr is measured on
 metrics.jsonl        a line a log step; metrics.parquet when the run is finished
+skipped/rank-N.jsonl  patches that could not be read and were replaced, if any
 checkpoints/step-N/  to go on from
 exports/step-N/      the teacher on the way, if the recipe wants it
 model.json, teacher.safetensors  the result
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, config, errors
+from pathfm_cli import artifacts, config, disk, errors
 from pathfm_cli.pretrain import recipe
 
 IDENTITY = "run.json"
@@ -29,13 +30,25 @@ CONFIG = "config.toml"
 PATCHES = "patches.parquet"
 METRICS = "metrics.jsonl"
 METRICS_TABLE = "metrics.parquet"
+SKIPPED = "skipped"
 CHECKPOINTS = "checkpoints"
 EXPORTS = "exports"
 MODEL = "model.json"
 RESULT = "teacher.safetensors"
 _LOCK = ".lock"
 
-_OWN = (RESULT, MODEL, METRICS_TABLE, CHECKPOINTS, EXPORTS, METRICS, PATCHES, CONFIG, IDENTITY)
+_OWN = (
+    RESULT,
+    MODEL,
+    METRICS_TABLE,
+    CHECKPOINTS,
+    EXPORTS,
+    METRICS,
+    SKIPPED,
+    PATCHES,
+    CONFIG,
+    IDENTITY,
+)
 """What `--overwrite` removes, the result first."""
 _PATIENCE_S = 30.0
 
@@ -66,7 +79,13 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
 
 
 def refuse(run: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """As `inspect`, before the inputs are known: raise if `run` is surely something else."""
+    """As `inspect`, before the inputs are known: raise if `run` is surely something else.
+
+    Raises:
+        errors.OutputClash: as `inspect`.
+        errors.Unwritable: nothing can be written there.
+    """
+    disk.check_place(run)
     old = artifacts.read_header(run) if (run / RESULT).exists() else _identity(run)
     parents = old.parents if old else ()
     header = artifacts.Header(kind="checkpoint", parents=parents, settings=settings)
@@ -85,9 +104,9 @@ def prepare(
         return
     for name in _OWN:
         _remove(run / name)
-    with artifacts.atomic(run / CONFIG) as temporary:
+    with disk.atomic(run / CONFIG) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")
-    with artifacts.atomic(run / IDENTITY) as temporary:
+    with disk.atomic(run / IDENTITY) as temporary:
         temporary.write_text(header.dumps() + "\n", encoding="utf-8")
 
 

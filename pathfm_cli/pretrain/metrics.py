@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts
+from pathfm_cli import disk
 
 _TAIL_BYTES = 4096
 
@@ -24,7 +24,7 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in _lines(path) if line["step"] <= step]
-        with artifacts.atomic(path) as temporary:
+        with disk.atomic(path) as temporary:
             temporary.write_text("".join(map(_dumps, kept)))
         self._file = path.open("a", encoding="utf-8")
 
@@ -42,7 +42,7 @@ class Log:
 def table(source: Path, target: Path) -> list[dict[str, Any]]:
     """Write the lines as Parquet, atomically, and return them."""
     lines = _lines(source)
-    with artifacts.atomic(target) as temporary:
+    with disk.atomic(target) as temporary:
         pl.DataFrame(lines).write_parquet(temporary, compression="zstd")
     return lines
 

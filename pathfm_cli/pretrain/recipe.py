@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pathfm_cli import config, errors
-from pathfm_cli.data import draw
+from pathfm_cli.data import draw, skips
 from pathfm_cli.pretrain import schedule
+from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
 
@@ -211,6 +212,15 @@ class Train:
     """Arithmetic of the networks: auto is bf16 autocast on CUDA, fp32 elsewhere."""
     distinct_patches: int = 0
     """Train on this many distinct patches over and over (paper, Table IV); 0: always new ones."""
+    patches_per_window: int = 1
+    """Patches in a row from one window of a slide: fewer tiles to read, less variety in a batch,
+    see `data.windows`; 1: each on its own."""
+    level: pyramid.Policy = "finer"
+    """Level a patch is read from: the nearest finer or equal one, or the `closest` (paper IV-B)."""
+    idct: bool = True
+    """Decode JPEG tiles at 1/2, 1/4 or 1/8 where a patch is so much coarser, see `wsi.resample`."""
+    max_failed: float = skips.MAX_SHARE
+    """Share of the patches that may be unreadable, and replaced by others, before the run ends."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     export_every: int = 0
@@ -223,8 +233,10 @@ class Train:
     """Seed of every random choice."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "steps_per_epoch", "batch_size", "checkpoint_every", "log_every"):
+        positive = ("steps", "steps_per_epoch", "batch_size", "checkpoint_every", "log_every")
+        for name in (*positive, "patches_per_window"):
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}", "1 or more")
+        _check(0 <= self.max_failed <= 1, f"train.max_failed is {self.max_failed}", "0 to 1")
         for name in ("distinct_patches", "export_every", "probe_patches", "seed"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import artifacts, errors
+from pathfm_cli.data import cohort
 from pathfm_cli.pretrain import folder, launch, recipe, stop
 
 INPUTS = ("tissue", "patches")
@@ -140,9 +141,10 @@ def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifac
     """What the run will be: the header of its checkpoint.
 
     Raises:
-        errors.InputError: `source` cannot be read, or is of another kind.
+        errors.InputError: `source` cannot be read, is of another kind, or has no usable slide.
     """
     parent = artifacts.read_header(source, *INPUTS)
+    cohort.require_usable(parent, source)
     parents = [f"{parent.kind}:{parent.id}"]
     start = Path(settings.model.init)
     if start.exists():

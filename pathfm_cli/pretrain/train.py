@@ -30,7 +30,7 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
     _announce(job, here, first)
     ledger = book.Book(job, here, first)
     for batch in ledger.timed(batches(job, here, first)):
-        pixels = batch.pixels.to(here.device)
+        pixels = batch.pixels.to(here.device, non_blocking=True)
         views = augment.crops(job.settings, pixels, batch.indices.numpy())
         outcome = method.step(ledger.step, views)
         ledger.count(outcome, batch)
@@ -63,6 +63,10 @@ def batches(job: book.Job, here: place.Place, first: int) -> Iterator[stream.Bat
         world_size=here.world_size,
         workers=job.workers,
         distinct=settings.distinct_patches,
+        patches_per_window=settings.patches_per_window,
+        policy=settings.level,
+        idct=settings.idct,
+        pin=here.device.type == "cuda",
     )
 
 

@@ -28,6 +28,8 @@ from pathfm_cli.tasks import source
 
 CHUNK = 2048
 """Rows written together; a killed run loses at most these."""
+REMOTE_READERS = 32
+"""Threads that wait for patches of remote slides, unless told otherwise."""
 LARGE = 4
 """An image of more than this many times the encoder's input is resized where it is read."""
 CPU_BATCH, MPS_BATCH, LARGEST_BATCH = 32, 64, 1024
@@ -62,7 +64,7 @@ class Reading:
     batch_size: int = 0
     """Images in one forward pass; 0 takes what fits the device."""
     workers: int = 0
-    """Threads that read; 0 means one per core."""
+    """Threads that read; 0 means one per core, or `REMOTE_READERS` where slides are remote."""
     max_failed: int | None = None
     """Give up when more images than this fail."""
 
@@ -247,7 +249,8 @@ def _read_ahead(
     data: source.Source, size_px: int, order: Iterable[int], workers: int, ahead: int
 ) -> Iterator[Iterator[Loaded]]:
     """Yield an iterator over the images of `order`, read by threads at most `ahead` of it."""
-    pool = futures.ThreadPoolExecutor(workers or _cores(), "pathfm-read")
+    readers = workers or (REMOTE_READERS if data.remote else _cores())
+    pool = futures.ThreadPoolExecutor(readers, "pathfm-read")
     waiting: collections.deque[futures.Future[Loaded]] = collections.deque()
 
     def pixels() -> Iterator[Loaded]:

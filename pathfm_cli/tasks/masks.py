@@ -19,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image as pillow
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import draw, metadata
 from pathfm_cli.tasks import images
 
@@ -204,7 +204,7 @@ def starts(length_px: int, size_px: int, stride_px: int) -> list[int]:
 
 def write_map(path: Path, predicted: Pixels) -> None:
     """Write a label map as an 8-bit PNG whose grey values are the classes."""
-    with artifacts.atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         pillow.fromarray(predicted).save(temporary, format="png")
 
 
@@ -212,7 +212,7 @@ def write_overlay(path: Path, item: Labelled, predicted: Pixels) -> None:
     """Write image, labels and prediction side by side (as Figure 3 of the paper)."""
     gap = np.full((item.image.shape[0], 4, 3), 255, dtype=np.uint8)
     panels = (item.image, gap, _tinted(item.image, item.label), gap, _tinted(item.image, predicted))
-    with artifacts.atomic(path) as temporary:
+    with disk.atomic(path) as temporary:
         pillow.fromarray(np.concatenate(panels, axis=1)).save(temporary, format="png")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from PIL import Image, ImageDraw
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.wsi import pyramid
 
 SIDE_PX = 900
@@ -49,7 +49,7 @@ def pca_map(embeddings: Path, picture: Path) -> None:
     panels = Image.new("RGB", (2 * thumbnail.width + 10, thumbnail.height), "white")
     panels.paste(thumbnail, (0, 0))
     panels.paste(coloured, (thumbnail.width + 10, 0))
-    with artifacts.atomic(picture) as temporary:
+    with disk.atomic(picture) as temporary:
         panels.save(temporary, format="PNG")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from safetensors import numpy as safetensors_numpy
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 
 SCHEMA = {"metric": pl.String, "split": pl.String, "run": pl.Int64, "value": pl.Float64}
 
@@ -82,11 +82,10 @@ def check_free(
     if files.table.is_dir() or (folder.exists() and not folder.is_dir()):
         raise errors.OutputClash(f"{out} cannot hold scores.", "-o FOLDER or -o NAME.parquet")
     artifacts.refuse(files.table, "scores", settings, overwrite=overwrite)
-    strange = files.document.exists() and not _is_ours(files.document)
-    if strange and not overwrite:
+    if files.document.exists() and not _is_ours(files.document):
         raise errors.OutputClash(
             f"{files.document} exists and holds no pathfm scores.",
-            "another -o, or --overwrite to replace it",
+            "another -o, or remove it yourself",
         )
 
 
@@ -111,10 +110,10 @@ def write(
     header = dataclasses.replace(header, rows=frame.height, files=named)
     if tensors:
         header = dataclasses.replace(header, files={**named, "heads": files.heads.name})
-        with artifacts.atomic(files.heads) as temporary:
+        with disk.atomic(files.heads) as temporary:
             # save_file would leave a file that only its owner can read.
             temporary.write_bytes(safetensors_numpy.save(dict(tensors), {"scores": header.id}))
-    with artifacts.atomic(files.document) as temporary:
+    with disk.atomic(files.document) as temporary:
         document = {**json.loads(header.dumps()), **details, "scores": frame.to_dicts()}
         temporary.write_text(json.dumps(document, indent=2) + "\n")
     return artifacts.write_table(files.table, frame, header)

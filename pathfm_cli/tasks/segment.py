@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 from safetensors import torch as safetensors_torch
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.model import weights
 from pathfm_cli.tasks import decoder as decoders
 from pathfm_cli.tasks import dice, masks, metrics, scores, segmentation, tokens
@@ -87,7 +87,7 @@ def segment(
         rows += dice.rows(tables, classes)
         numbers = dice.numbers(rows) | {"n_train": n_train, "n_test": len(tables)}
         numbers |= {"classes": len(classes), "seconds": time.perf_counter() - start}
-        with artifacts.atomic(stage / segmentation.FILES["decoder"]) as temporary:
+        with disk.atomic(stage / segmentation.FILES["decoder"]) as temporary:
             temporary.write_bytes(safetensors_torch.save(module.cpu().state_dict()))
         header = dataclasses.replace(header, metrics=numbers, files=segmentation.FILES)
         scores.write(stage, dice.table(rows), header, {"classes": classes})

@@ -73,6 +73,7 @@ class Source:
         what: images or patches, for messages.
         notes: sentences for the user.
         table: the artifact that knows the slides, for patches.
+        remote: whether pixels come over a network, so that more threads should wait for them.
     """
 
     rows: pl.DataFrame
@@ -82,6 +83,7 @@ class Source:
     what: str
     notes: tuple[str, ...] = ()
     table: artifacts.Table | None = None
+    remote: bool = False
 
 
 def classes(rows: pl.DataFrame) -> list[str]:
@@ -169,6 +171,7 @@ def _places(
         what="patches",
         notes=notes,
         table=opened.table,
+        remote=opened.remote,
     )
 
 

@@ -24,14 +24,12 @@ PENS = (
     (20, 130, 70),
     (60, 160, 60),
     (190, 35, 45),
-    (150, 30, 60),
     (35, 35, 40),
     (15, 15, 15),
-    (90, 50, 140),
     (40, 120, 170),
     (225, 130, 40),
 )
-"""Colours of markers (RGB): blues, greens, reds, blacks, violet, cyan, orange."""
+"""Colours of markers (RGB); no violet and no magenta, which are the colours of stained tissue."""
 
 
 def pen(canvas: Canvas, random: np.random.Generator, mpp: float) -> fields.Mask:

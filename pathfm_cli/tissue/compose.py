@@ -31,7 +31,7 @@ class Recipe:
     """No tissue at all."""
     fragmented: float = 0.25
     """Many small pieces instead of a few large ones."""
-    fatty: float = 0.25
+    fatty: float = 0.35
     """Drawn fat beside the tissue."""
     pale: float = 0.25
     """Stain at 12 to 45 % of its strength."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 from numpy import typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image
 from shapely import geometry
 
 from pathfm_cli import errors
@@ -27,6 +27,8 @@ SUFFIXES = (".geojson", ".json", ".png")
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
 """Largest thumbnail, picture or mask that is opened."""
+POINTS = 1 << 20
+"""Points that are looked up together."""
 GLASS_MIN = 200
 """Darker pixels outside the tissue are not taken for glass."""
 
@@ -46,6 +48,31 @@ class Pair:
     rgb: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.bool_]
     glass: npt.NDArray[np.float32]
+
+
+def check(
+    folder: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    image_mpp: float | None,
+    slides: Sequence[str] | None,
+) -> None:
+    """Refuse sources that do not go together, or are not there.
+
+    Raises:
+        errors.UsageError: it says which.
+    """
+    if not Path(folder).is_dir():
+        raise errors.UsageError(f"There is no folder {folder}.", "--annotations DIR")
+    if (images is None) != (image_mpp is None):
+        raise errors.UsageError(
+            "--images and --image-mpp go together.", "--images thumbs/ --image-mpp 8"
+        )
+    if images is not None and slides:
+        raise errors.UsageError("Slides or --images, not both.", "name just one")
+    if images is not None and not Path(images).is_dir():
+        raise errors.UsageError(f"There is no folder {images}.", "--images DIR")
+    if image_mpp is not None and not 0.25 <= image_mpp <= 64:
+        raise errors.UsageError(f"--image-mpp {image_mpp:g} is no thumbnail.", "--image-mpp 8")
 
 
 def make(name: str, rgb: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> Pair:
@@ -139,15 +166,14 @@ def raster(
         scale: pixels per unit of it, along x and y.
         size_px: (width, height) of the result.
     """
-    found = np.zeros((size_px[1], size_px[0]), np.bool_)
-    for part in shapely.get_parts(tissue):
-        image = Image.new("1", size_px, 0)
-        pen = ImageDraw.Draw(image)
-        for number, ring in enumerate([part.exterior, *part.interiors]):
-            points = shapely.get_coordinates(ring) * np.asarray(scale) - 0.5
-            pen.polygon([(x, y) for x, y in points.tolist()], fill=0 if number else 1)
-        found |= np.asarray(image)
-    return found
+    shapely.prepare(tissue)
+    x, y = ((np.arange(side) + 0.5) / step for side, step in zip(size_px, scale, strict=True))
+    rows = max(1, POINTS // size_px[0])
+    parts = [
+        shapely.contains_xy(tissue, *np.meshgrid(x, y[top : top + rows]))
+        for top in range(0, size_px[1], rows)
+    ]
+    return np.concatenate(parts)
 
 
 def digest(found: Sequence[Pair]) -> str:

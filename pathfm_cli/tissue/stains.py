@@ -55,8 +55,8 @@ def as_ihc(od: Density, random: np.random.Generator) -> Density:
     nuclei, pink = _concentrations(od)
     cut = random.uniform(0.05, 0.6) * float(np.percentile(pink, 98) + 1e-6)
     brown = np.maximum(pink - cut, 0) * random.uniform(0.0, 2.5)
-    faint = random.uniform(0.25, 0.8)
-    haze = pink * random.uniform(0.05, 0.3)
+    faint = random.uniform(0.5, 1.1)
+    haze = pink * random.uniform(0.12, 0.45)
     return _sum((nuclei * faint + haze, HAEMATOXYLIN), (brown, DAB))
 
 

@@ -19,7 +19,7 @@ from numpy import typing as npt
 from safetensors import torch as safetensors_torch
 from torch import nn
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.model import device as devices
 from pathfm_cli.model import unet
 from pathfm_cli.tissue import compose, pairs, scores
@@ -38,7 +38,7 @@ class TrainConfig:
 
     mpp: float = 8.0
     """Resolution of the thumbnails, um/px."""
-    steps: int = 1500
+    steps: int = 800
     batch: int = 8
     size_px: int = 256
     """Side of a scene."""
@@ -47,12 +47,15 @@ class TrainConfig:
     weight_decay: float = 1e-4
     seed: int = 0
     widths: tuple[int, ...] = unet.WIDTHS
+    precision: str = "bf16"
+    """Arithmetic of the passes; fp32 is faster on a CPU without bf16 instructions."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.mpp <= 64:
             raise errors.UsageError(f"mpp {self.mpp:g} is no thumbnail.", "--mpp 8")
         if self.steps < 1 or self.batch < 1:
-            raise errors.UsageError("steps and batch must be 1 or more.", "--steps 1500")
+            raise errors.UsageError("steps and batch must be 1 or more.", "--steps 800")
+        devices.resolve(torch.device("cpu"), self.precision)
         if self.size_px % 2 ** len(self.widths):
             raise errors.UsageError(f"A scene of {self.size_px} px does not fit the network.")
 
@@ -100,16 +103,8 @@ def train(
         errors.InputError: no pair, or none with tissue.
         errors.OutputClash: `out` holds something else.
     """
-    if not any(pair.mask.any() for pair in found):
-        raise errors.InputError(
-            "There is no annotated tissue to learn from.",
-            "pathfm mask-train slides.parquet --annotations DIR, with DIR/SLIDE.geojson",
-        )
-    header = artifacts.Header(
-        kind="segmenter",
-        parents=(f"pairs:{pairs.digest(found)}",),
-        settings={**dataclasses.asdict(config), "pairs": sorted(pair.name for pair in found)},
-    )
+    found = sorted(found, key=lambda pair: pair.name)
+    header = _header(found, config)
     if record := artifacts.finished(out, header, overwrite=overwrite):
         return record
     parts = artifacts.Parts(out, header)
@@ -126,6 +121,66 @@ def train(
     record = unet.save(out, state.module, dataclasses.replace(header, metrics=metrics))
     parts.discard()
     return record
+
+
+def check(
+    out: str | os.PathLike[str], config: TrainConfig, device: str, *, overwrite: bool = False
+) -> None:
+    """Refuse an output that is surely something else, and a device that is not there.
+
+    Raises:
+        errors.OutputClash: `out` holds no artifact, no segmenter, or one of other settings.
+        errors.Unwritable: nothing can be written there.
+        errors.UsageError: no such device.
+    """
+    devices.pick(device)
+    disk.check_place(out)
+    old = artifacts.check_replaceable(out)
+    if old is None or overwrite:
+        return
+    asked = _settings(config)
+    known = {name: old.settings.get(name) for name in asked}
+    if old.kind != "segmenter" or known != asked:
+        new = dataclasses.replace(old, kind="segmenter", settings=asked)
+        told = artifacts.differences(dataclasses.replace(old, settings=known), new)
+        raise errors.OutputClash(
+            f"{out} was made with {told}.", "another -o, or --overwrite to replace it"
+        )
+
+
+def plan(
+    found: Sequence[pairs.Pair],
+    out: str | os.PathLike[str],
+    config: TrainConfig,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """What `train` would do; arguments and errors as there."""
+    header = _header(sorted(found, key=lambda pair: pair.name), config)
+    finished = artifacts.finished(out, header, overwrite=overwrite) is not None
+    return {
+        "pairs": len(found),
+        "steps": 0 if finished else config.steps,
+        "scenes": 0 if finished else config.steps * config.batch,
+        "writes": os.path.abspath(out),
+    }
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return {**dataclasses.asdict(config), "widths": list(config.widths)}
+
+
+def _header(found: Sequence[pairs.Pair], config: TrainConfig) -> artifacts.Header:
+    if not any(pair.mask.any() for pair in found):
+        raise errors.InputError(
+            "There is no annotated tissue to learn from.",
+            "--annotations DIR, with DIR/NAME.geojson or DIR/NAME.png for each slide or thumbnail",
+        )
+    return artifacts.Header(
+        kind="segmenter",
+        parents=(f"pairs:{pairs.digest(found)}",),
+        settings={**_settings(config), "pairs": [pair.name for pair in found]},
+    )
 
 
 def loss(logits_B1HW: torch.Tensor, truth_B1HW: torch.Tensor) -> torch.Tensor:
@@ -148,6 +203,7 @@ def _start(config: TrainConfig, place: torch.device) -> _State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = unet.UNet(config.widths).to(place).train()
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
@@ -163,8 +219,9 @@ def _step(
     rgb_BHWC, mask_BHW = (torch.from_numpy(part).to(place) for part in batch)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
-    logits_B1HW = state.module(unet.normalised(rgb_BHWC.permute(0, 3, 1, 2)))
-    value = loss(logits_B1HW, mask_BHW[:, None].float())
+    with devices.autocast(place, config.precision):
+        logits_B1HW = state.module(unet.normalised(rgb_BHWC.permute(0, 3, 1, 2)))
+    value = loss(logits_B1HW.float(), mask_BHW[:, None].float())
     state.optimizer.zero_grad()
     value.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.module.parameters(), 1.0)
@@ -227,7 +284,7 @@ def _keep(state: _State, folder: Path) -> None:
             tensors[f"optimizer.{key}.{name}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"step": str(state.step), "losses": json.dumps(state.losses)}
-    with artifacts.atomic(folder / "checkpoint.safetensors") as temporary:
+    with disk.atomic(folder / "checkpoint.safetensors") as temporary:
         safetensors_torch.save_file(tensors, temporary, metadata)
 
 

@@ -44,8 +44,25 @@ def jpeg_prefix(codec: str, tables: bytes) -> bytes:
     return _SOI + marker + body[2:-2]
 
 
+def says_rgb(data: bytes) -> bool:
+    """Whether a JPEG stream has an Adobe marker without colour transform before its image."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if data[at + 1] == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            return body[11] == 0
+        at += 2 + length
+    return False
+
+
 def decode(
-    data: bytes, codec: str, prefix: bytes, width: int, height: int
+    data: bytes,
+    codec: str,
+    prefix: bytes,
+    width: int,
+    height: int,
+    scratch: np.ndarray[Any, np.dtype[np.uint8]] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one tile.
 
@@ -55,6 +72,7 @@ def decode(
         prefix: for JPEG what `jpeg_prefix` made, else empty.
         width: declared width, px.
         height: declared height, px.
+        scratch: (height, width, 3) uint8 that may be used for the result, or None.
 
     Returns:
         (height, width, 3) uint8.
@@ -66,7 +84,7 @@ def decode(
         raise ValueError(f"a tile of {width}x{height} px is too large")
     try:
         if codec.startswith("jpeg"):
-            return _jpeg(data, prefix, width, height)
+            return _jpeg(data, prefix, width, height, scratch)
         if codec.startswith("jp2k"):
             return _jp2k(data, codec, width, height)
         if codec == "webp":
@@ -77,7 +95,11 @@ def decode(
 
 
 def _jpeg(
-    data: bytes, prefix: bytes, width: int, height: int
+    data: bytes,
+    prefix: bytes,
+    width: int,
+    height: int,
+    scratch: np.ndarray[Any, np.dtype[np.uint8]] | None,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if data[:2] != _SOI:
         raise ValueError("no JPEG data")
@@ -85,9 +107,10 @@ def _jpeg(
     while data[start : start + 2] in _COLOUR_MARKERS:
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     # The buffer bounds the allocation: a larger image than declared does not fit in it.
-    pixels = np.empty((height, width, 3), np.uint8)
+    pixels = np.empty((height, width, 3), np.uint8) if scratch is None else scratch
     # Some tiles lack their end marker; one that is really cut short is still found to be.
-    image = simplejpeg.decode_jpeg(prefix + data[start:] + _EOI, "RGB", buffer=pixels)
+    stream = b"".join((prefix, memoryview(data)[start:], _EOI))
+    image = simplejpeg.decode_jpeg(stream, "RGB", buffer=pixels)
     _check(image.shape, width, height)
     return pixels
 

@@ -99,8 +99,8 @@ class Writer:
             tiles=len(counts),
             contiguous=contiguous,
         )
-        self._counts.append(counts.astype("<u4"))
-        self._offsets.append(rows.astype("<u8"))
+        self._counts.append(counts.astype("<u4", copy=False))
+        self._offsets.append(rows.astype("<u8", copy=False))
         self._tiles += len(counts)
         self._rows += len(rows)
         return place
@@ -182,7 +182,8 @@ class TileTable:
         path = Path(path)
         hint = "make it again: pathfm index ... --overwrite"
         try:
-            mapped = np.memmap(path, np.uint8, mode="r")
+            # A plain array: slices of np.memmap cost five times as much.
+            mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
             identity, tensors = _parse(mapped)
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise errors.InputError(f"{path} is no tile table, or it is damaged.", hint) from error
@@ -206,6 +207,29 @@ class TileTable:
     def prefix(self, number: int) -> bytes:
         """What goes before the data of the tiles of a level."""
         return self._prefixes[number]
+
+    def run(self, place: Place, first: int, count: int) -> list[tuple[int, int]]:
+        """Byte ranges of `count` tiles that follow each other, from tile `first` of the level.
+
+        Returns:
+            (offset, bytes) of each; 0 bytes: the tile is missing.
+        """
+        begin = place.first_tile + first
+        if not place.contiguous:
+            start = place.first_offset + first
+            offsets = self._offsets[start : start + count].tolist()
+            return list(zip(offsets, self._counts[begin : begin + count].tolist(), strict=True))
+        block, inside = divmod(first, BLOCK)
+        counts = self._counts[begin - inside : begin + count].tolist()
+        row = place.first_offset + block
+        offset = int(self._offsets[row]) + sum(counts[:inside])
+        found = []
+        for tile in range(inside, inside + count):
+            if tile % BLOCK == 0:
+                offset = int(self._offsets[row + tile // BLOCK])
+            found.append((offset, counts[tile]))
+            offset += counts[tile]
+        return found
 
     def ranges(self, place: Place, tile_ids: Array) -> tuple[Array, Array]:
         """Byte ranges of tiles.

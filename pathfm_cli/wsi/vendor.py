@@ -40,12 +40,26 @@ _RGB = 2
 _YCBCR = 6
 
 
+class Foreign(errors.SlideError):
+    """A file of a kind that pathfm does not read itself.
+
+    Attributes:
+        what: which kind, with its article.
+        slide: whether it is surely a slide of another vendor.
+    """
+
+    def __init__(self, name: str, what: str, reason: str, *, slide: bool) -> None:
+        super().__init__(f"{name}: {what}, {reason}")
+        self.what = what
+        self.slide = slide
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plane:
     """One level of the pyramid as the file has it.
 
     Attributes:
-        directory: where its tile offsets and byte counts are.
+        directory: where its tile offsets and byte counts are; None where no TIFF tells them.
         prefix: what goes before the data of each tile (`codecs.jpeg_prefix`).
     """
 
@@ -55,7 +69,7 @@ class Plane:
     tile_height_px: int
     codec: str
     prefix: bytes
-    directory: tiff.Directory
+    directory: tiff.Directory | None
 
     @property
     def tiles(self) -> int:
@@ -81,11 +95,12 @@ def describe(source: store.Source, name: str) -> Description:
         name: slide id, for messages.
 
     Raises:
+        Foreign: a file of another kind.
         errors.SlideError: not a slide pathfm reads; the message says what it is.
     """
     head = source.read(0, min(132, source.size))
     if not tiff.is_tiff(head):
-        raise errors.SlideError(f"{name}: {_what(head)}, not a TIFF slide")
+        raise Foreign(name, _what(head), "not a TIFF slide", slide=False)
     first = tiff.directories(source, limit=1)[0]
     description = first.text(tiff.IMAGE_DESCRIPTION)
     _refuse_foreign(first, description, name)
@@ -124,7 +139,7 @@ def _refuse_foreign(first: tiff.Directory, description: str, name: str) -> None:
     elif "PerkinElmer-QPI" in description:
         found = "a PerkinElmer QPTIFF"
     if found:
-        raise errors.SlideError(f"{name}: {found}, which is not supported")
+        raise Foreign(name, found, "which is not supported", slide=True)
 
 
 def _aperio(chain: Sequence[tiff.Directory], description: str, name: str) -> Description:

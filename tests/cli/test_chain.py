@@ -54,6 +54,20 @@ def test_one_slide_from_index_to_odcorr(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_example_script_runs_and_runs_again(tmp_path: Path) -> None:
+    script = (ROOT / "examples" / "chain.sh").read_text()
+    (tmp_path / "chain.sh").write_text(script.replace("pathfm ", f"{PATHFM} "))
+    short = "--set train.steps=3 --set optim.warmup_epochs=0"
+    for _ in range(2):
+        done = shell(f"bash chain.sh {DEMO_SLIDE} out tiny {short}", tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        *("slides.parquet", "tissue.parquet", "patches.parquet", "embeddings.parquet"),
+        *("odcorr.parquet", "odcorr.json", "outlines", "pca.png", "run"),
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the slides of ../shared/data")
 def test_the_issue_line_on_every_slide(tmp_path: Path) -> None:
     trained = shell(

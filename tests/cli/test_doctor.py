@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pathfm_cli.cli import doctor
+from pathfm_cli.wsi import roi
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +32,13 @@ def test_an_unfit_setting_is_named_and_exits_1(tmp_path: Path) -> None:
     done = run(PATHFM_DATA=str(tmp_path / "nowhere"))
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "unfit: PATHFM_DATA"
+
+
+def test_a_missing_region_decoder_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi, "AVAILABLE", False)
+    assert doctor._region_decoder().state == "warn"
+    monkeypatch.setattr(roi, "AVAILABLE", True)
+    assert doctor._region_decoder().state == "ok"
 
 
 def test_a_look_that_breaks_is_a_finding() -> None:

@@ -112,7 +112,8 @@ WRONG = {
     "nothing named": ((), 2, "index needs slides"),
     "an absent slide": (("absent.svs",), 3, "absent.svs does not exist."),
     "an empty folder": (("empty",), 3, "empty holds no slide."),
-    "a remote slide": (("s3://b/a.svs",), 2, "s3://b/a.svs is remote"),
+    "a remote folder": (("https://host/slides/",), 2, "a web server cannot be listed"),
+    "no manifest": (("--gdc-manifest", "keyless.csv"), 3, "is no GDC manifest: it has no column"),
     "no mpp": (("slides", "--mpp-override", "40x"), 2, "'40x' is no mpp between 0.05 and 20."),
     "an unknown slide": (("slides", "--mpp-override", "q=1"), 2, "there is no slide q."),
     "no metadata": (("slides", "--metadata", "m.csv"), 3, "m.csv does not exist."),
@@ -155,7 +156,7 @@ def test_an_occupied_output_fails_before_stdin_is_read(run: Run, tmp_path: Path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "pathfm: s.parquet exists and is no pathfm artifact.",
-        "hint: another -o, or --overwrite to replace it",
+        "hint: another -o, or remove it yourself",
     ]
     assert (tmp_path / "s.parquet").read_text() == "mine"
 

@@ -61,7 +61,7 @@ def test_it_prints_the_handle_and_writes_what_was_asked_for(made: Path) -> None:
     assert (made / "stderr").read_text() == "pathfm: 1 of 2 slides carry errors from index\n"
     frame = geopandas.read_parquet(made / "t.parquet")
     assert frame["tissue_area_mm2"][1] == pytest.approx(0.62, abs=0.05)
-    assert os.listdir(made / "previews") == ["good.png"]
+    assert sorted(os.listdir(made / "previews")) == ["good.png", "index.html"]
     assert Image.open(made / "previews" / "good.png").size[1] == 1634
     collection = json.loads((made / "qupath" / "good.geojson").read_text())
     assert collection["features"][0]["properties"]["classification"]["name"] == "Tissue"
@@ -106,7 +106,7 @@ def test_a_slide_that_went_bad_since_index_is_a_row_and_exit_4(tmp_path: Path) -
     done = pathfm("mask", "s.parquet", "-o", "t.parquet", "--preview", "p", cwd=tmp_path)
     assert done.returncode == 4 and json.loads(done.stdout)["failed"] == 1
     assert "pathfm: 1 of 2 slides failed:\n  two: " in done.stderr
-    assert os.listdir(tmp_path / "p") == ["one.png"]
+    assert sorted(os.listdir(tmp_path / "p")) == ["index.html", "one.png"]
     strict = pathfm("mask", "s.parquet", "-o", "u.parquet", "--max-failed", "0", cwd=tmp_path)
     assert strict.returncode == 1 and strict.stdout == ""
     assert "more than --max-failed 0" in strict.stderr and "hint: " in strict.stderr
@@ -115,34 +115,46 @@ def test_a_slide_that_went_bad_since_index_is_a_row_and_exit_4(tmp_path: Path) -
 
 WRONG = {
     "a method that does not exist": (
-        ["s.parquet", "-o", "x.parquet", "--method", "unet"],
+        ["s.parquet", "-o", "x.parquet", "--method", "magic"],
         2,
-        "There is no method unet to find tissue.",
-        "--method otsu",
+        "There is no method magic to find tissue.",
+        "--method unet or otsu",
     ),
     "a resolution that is no thumbnail": (
-        ["s.parquet", "-o", "x.parquet", "--mpp", "0.1"],
+        ["s.parquet", "-o", "x.parquet", "--method", "otsu", "--mpp", "0.1"],
         2,
         "mpp 0.1 is no thumbnail: between 0.5 and 64 um/px.",
         "--mpp 8",
     ),
+    "annotations that are not there": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "nowhere"],
+        2,
+        "nowhere holds no annotations.",
+        "--annotations DIR with DIR/SLIDE.geojson",
+    ),
+    "weights that are no network": (
+        ["s.parquet", "-o", "x.parquet", "--weights", "t.parquet"],
+        3,
+        "t.parquet is of kind tissue; segmenter is needed here.",
+        "`pathfm mask-train` writes segmenter",
+    ),
     "a negative area": (
         ["s.parquet", "-o", "x.parquet", "--min-hole", "-5"],
         2,
-        "min_hole_um2 is -5.0, below 0.",
+        "min_hole_um2 is -5.0; it is a number from 0 on.",
         "0 keeps everything",
     ),
     "an output made with other settings": (
-        ["s.parquet", "-o", "t.parquet", "--mpp", "4"],
+        ["s.parquet", "-o", "t.parquet", "--min-hole", "400"],
         2,
-        "t.parquet was made with mpp=8.0 (now 4.0).",
+        "t.parquet was made with cleaning.min_hole_um2=10000.0 (now 400.0).",
         "another -o, or --overwrite to replace it",
     ),
     "an output that is something else": (
         ["s.parquet", "-o", "good.svs"],
         2,
         "good.svs exists and is no pathfm artifact.",
-        "another -o, or --overwrite to replace it",
+        "another -o, or remove it yourself",
     ),
     "an input that is no slides artifact": (
         ["t.parquet", "-o", "x.parquet"],
@@ -181,6 +193,44 @@ WRONG = {
         "pathfm mask --help",
     ),
 }
+
+
+def test_outlines_that_people_corrected_take_the_place_of_a_method(
+    made: Path, tmp_path: Path
+) -> None:
+    """What --geojson wrote comes back through --annotations, and the preview is made of it."""
+    done = pathfm(
+        *("mask", made / "s.parquet", "-o", tmp_path / "c.parquet", "--annotations", "qupath"),
+        *("--preview", tmp_path / "p"),
+        cwd=made,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        artifacts.read_table(path, "tissue").frame
+        for path in (made / "t.parquet", tmp_path / "c.parquet")
+    )
+    assert after["tissue_method"].to_list() == [None, "annotations"]
+    assert after["tissue_area_mm2"][1] == pytest.approx(before["tissue_area_mm2"][1], rel=1e-4)
+    assert before["tissue_method"].to_list() == [None, "unet"] and before["tissue_doubt"][1] > 0
+    assert after["tissue_doubt"][1] is None
+    assert (tmp_path / "p" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["s.parquet", "-o", "o.parquet", "--method", "otsu"]],
+    ids=["help", "otsu"],
+)
+def test_no_torch_is_imported_where_no_network_runs(made: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom pathfm_cli.cli import app\n"
+        "try:\n    app.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mask", *arguments], cwd=made, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "code", "sentence", "hint"), WRONG.values(), ids=WRONG)

@@ -133,6 +133,18 @@ WRONG = {
         "A grid takes every slide: it has no seed, strategy or weights.",
         "--n 1000",
     ),
+    "more patches than a file holds": (
+        ["t.parquet", "--n", "99999999999999", "-o", "x.parquet"],
+        2,
+        "n is 99999999999999; it is from 1 to 1,000,000,000.",
+        "--n 1000",
+    ),
+    "a strategy beside weights": (
+        ["t.parquet", "--n", "5", "--strategy", "area", "--weights", "mpp", "-o", "x.parquet"],
+        2,
+        "--strategy area and --weights mpp contradict each other.",
+        "leave one out",
+    ),
     "more than all tissue": (
         ["t.parquet", "--n", "5", "--min-tissue", "40", "-o", "x.parquet"],
         2,

@@ -9,7 +9,7 @@ import shapely
 from tissues import DEMO_SLIDE, MakeTissue
 
 from pathfm_cli import artifacts, kinds
-from pathfm_cli.data import index, mask
+from pathfm_cli.data import finders, index, mask
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def demo_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_tissue(demo_slides: Path) -> Path:
     out = demo_slides.with_name("tissue.parquet")
-    mask.mask(demo_slides, out)
+    mask.mask(demo_slides, out, finders.Otsu())
     return out
 
 

@@ -58,10 +58,44 @@ def test_a_lost_tile_table(indexed: Path, tmp_path: Path) -> None:
 
 def test_damaged_rows(indexed: Path) -> None:
     table = artifacts.read_table(indexed)
-    frame = table.frame.with_columns(mpp=pl.lit(0.0), error=pl.lit(None, pl.String))
-    artifacts.write_table(indexed, frame, table.header)
-    with pytest.raises(errors.InputError, match="damaged row of slides"):
-        cohort.open_cohort(indexed)
+    good = table.frame.filter(pl.col("slide") == "b")
+
+    def level(**fields: object) -> pl.DataFrame:
+        (row,) = good.iter_rows(named=True)
+        levels = [row["levels"][0], {**row["levels"][1], **fields}]
+        return good.with_columns(levels=pl.Series([levels], dtype=good.schema["levels"]))
+
+    artifacts.write_table(indexed, level(), table.header)
+    assert len(cohort.open_cohort(indexed).slides[0].levels) == 2
+    for frame in (
+        good.with_columns(mpp=pl.lit(0.0)),
+        good.with_columns(uri=pl.lit(None, pl.String)),
+        good.with_columns(levels=pl.lit(None, good.schema["levels"])),
+        good.with_columns(levels=pl.lit([], good.schema["levels"])),
+        level(width_px=2000),
+        level(height_px=0),
+        level(tile_width_px=0),
+        level(tiles=47),
+        level(codec=None),
+        level(first_tile=None),
+    ):
+        artifacts.write_table(indexed, frame, table.header)
+        with pytest.raises(errors.InputError, match="damaged row of slides .b"):
+            cohort.open_cohort(indexed)
+
+
+def test_slides_are_a_sequence_made_as_needed(indexed: Path) -> None:
+    table = artifacts.read_table(indexed)
+    good = table.frame.filter(pl.col("slide") == "b")
+    many = pl.concat([good.with_columns(slide=pl.lit(f"s{number}")) for number in range(5)])
+    artifacts.write_table(indexed, many, table.header)
+    slides = cohort.open_cohort(indexed).slides
+    assert len(slides) == 5
+    assert [slide.slide for slide in slides] == ["s0", "s1", "s2", "s3", "s4"]
+    assert (slides[-1].slide, [slide.slide for slide in slides[1:3]]) == ("s4", ["s1", "s2"])
+    assert slides[2] is slides[2]
+    with pytest.raises(IndexError):
+        slides[5]
 
 
 def test_another_kind(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import tifffile
 from tissues import DEMO_SLIDE, ROOT
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import cohort, index, mask, polygons
+from pathfm_cli.data import cohort, finders, index, mask, polygons
 
 SLIDES = ROOT.parent / "shared" / "data" / "slides"
+OTSU = finders.Otsu()
 
 
 def write_slide(path: Path, pixels: np.ndarray) -> None:
@@ -85,7 +86,7 @@ def test_real_slides_agree_with_another_method(tmp_path: Path, name: str, mpp0: 
     slides = tmp_path / "s.parquet"
     index.index([str(SLIDES / name)], slides)
     opened = cohort.open_cohort(slides)
-    row = mask.outline(opened.slides[0], opened.reader, mask.MaskConfig())
+    row = mask.outline(opened.slides[0], opened.reader, OTSU)
     with openslide.OpenSlide(str(SLIDES / name)) as slide:
         level = slide.get_best_level_for_downsample(8.0 / mpp0)
         region = slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB")
@@ -97,7 +98,7 @@ def test_real_slides_agree_with_another_method(tmp_path: Path, name: str, mpp0: 
 
 def test_geopandas_reads_it_with_every_column(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "tissue.parquet"
-    mask.mask(three, out)
+    mask.mask(three, out, OTSU)
     frame = geopandas.read_parquet(out)
     assert frame.crs is None and frame.geometry.name == "geometry"
     assert list(frame["slide"]) == ["blank", "square", "wrong"]
@@ -114,7 +115,7 @@ def test_geopandas_reads_it_with_every_column(three: Path, tmp_path: Path) -> No
 
 def test_a_square_is_found_where_it_is(three: Path, tmp_path: Path) -> None:
     """200 to 500 by 100 to 400 px at 2 um/px; a mask pixel is 4 px, the blur another 6."""
-    done = mask.mask(three, tmp_path / "t.parquet")
+    done = mask.mask(three, tmp_path / "t.parquet", OTSU)
     row = artifacts.read_table(tmp_path / "t.parquet").frame.row(1, named=True)
     shape = shapely.from_wkb(row["geometry"])
     assert shape.bounds == pytest.approx((200, 100, 500, 400), abs=10)
@@ -130,7 +131,7 @@ def test_a_square_is_found_where_it_is(three: Path, tmp_path: Path) -> None:
 def test_the_error_of_index_is_carried_and_its_row_has_no_tissue(
     three: Path, tmp_path: Path
 ) -> None:
-    mask.mask(three, tmp_path / "t.parquet")
+    mask.mask(three, tmp_path / "t.parquet", OTSU)
     frame = artifacts.read_table(tmp_path / "t.parquet").frame
     assert frame["error"].to_list() == artifacts.read_table(three).frame["error"].to_list()
     assert frame.row(2, named=True)["geometry"] is None
@@ -141,19 +142,19 @@ def test_a_slide_that_fails_is_a_row_and_can_be_too_many(three: Path, tmp_path: 
     write_slide(tmp_path / "square.tif", np.zeros((512, 512, 3), dtype=np.uint8))
     out = tmp_path / "t.parquet"
     with pytest.raises(errors.TooManyFailures, match="1 slides failed, more than --max-failed 0"):
-        mask.mask(three, out, max_failed=0)
+        mask.mask(three, out, OTSU, max_failed=0)
     assert not out.exists()
-    done = mask.mask(three, out, max_failed=1)
+    done = mask.mask(three, out, OTSU, max_failed=1)
     ((name, error),) = done.failures
     assert name == "square" and "has changed since it was indexed" in error
     frame = artifacts.read_table(out).frame
     assert frame["error"][1] == error and frame["geometry"][1] is None
-    assert mask.mask(three, out).failures == done.failures
+    assert mask.mask(three, out, OTSU).failures == done.failures
 
 
 def test_the_tile_table_is_named_from_the_new_folder(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "deeper" / "down" / "t.parquet"
-    mask.mask(three, out)
+    mask.mask(three, out, OTSU)
     table = artifacts.read_table(out, "tissue")
     assert table.header.files["tiles"].startswith("../../slides.tiles-")
     assert len(cohort.open_cohort(out).slides) == 2
@@ -165,7 +166,7 @@ def test_a_rerun_goes_on_where_a_killed_run_stopped(
 ) -> None:
     monkeypatch.setattr(mask, "CHUNK", 1)
     whole, out = tmp_path / "whole.parquet", tmp_path / "t.parquet"
-    mask.mask(three, whole, workers=1)
+    mask.mask(three, whole, OTSU, workers=1)
     outline = mask.outline
     read: list[str] = []
 
@@ -180,11 +181,11 @@ def test_a_rerun_goes_on_where_a_killed_run_stopped(
 
     monkeypatch.setattr(mask, "outline", dying)
     with pytest.raises(RuntimeError):
-        mask.mask(three, out, workers=1)
+        mask.mask(three, out, OTSU, workers=1)
     assert not out.exists() and list(tmp_path.glob("t.parquet.parts-*"))
-    assert mask.plan(three, out, mask.MaskConfig())["already_done"] == 1
+    assert mask.plan(three, out, OTSU)["already_done"] == 1
     monkeypatch.setattr(mask, "outline", counting)
-    mask.mask(three, out, workers=1)
+    mask.mask(three, out, OTSU, workers=1)
     assert read == ["square"]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("t.parquet.parts-*"))
@@ -192,20 +193,20 @@ def test_a_rerun_goes_on_where_a_killed_run_stopped(
 
 def test_threads_change_nothing(three: Path, tmp_path: Path) -> None:
     for workers in (1, 4):
-        mask.mask(three, tmp_path / f"{workers}.parquet", workers=workers)
+        mask.mask(three, tmp_path / f"{workers}.parquet", OTSU, workers=workers)
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "4.parquet").read_bytes()
 
 
 def test_rerun_is_up_to_date_and_other_settings_clash(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
-    first = mask.mask(three, out)
-    assert mask.mask(three, out).notes[0] == f"{out} is up to date"
-    assert mask.mask(three, out).record == first.record
+    first = mask.mask(three, out, OTSU)
+    assert mask.mask(three, out, OTSU).notes[0] == f"{out} is up to date"
+    assert mask.mask(three, out, OTSU).record == first.record
     with pytest.raises(errors.OutputClash, match=r"mpp=8.0 \(now 4.0\)"):
-        mask.mask(three, out, mask.MaskConfig(mpp=4.0))
+        mask.mask(three, out, finders.Otsu(mpp=4.0))
     with pytest.raises(errors.OutputClash, match="min_hole_um2"):
-        mask.check(out, mask.config(8, "otsu", 20_000, 5, 8))
-    assert mask.plan(three, out, mask.MaskConfig())["already_done"] == 3
+        mask.check(out, finders.Otsu(cleaning=polygons.Cleaning(min_hole_um2=5)))
+    assert mask.plan(three, out, OTSU)["already_done"] == 3
 
 
 def test_a_thumbnail_has_a_greatest_size(
@@ -213,28 +214,10 @@ def test_a_thumbnail_has_a_greatest_size(
 ) -> None:
     opened = cohort.open_cohort(demo_slides)
     huge = dataclasses.replace(opened.slides[0], width_px0=10**9, height_px0=10**9)
-    row = mask.outline(huge, opened.reader, mask.MaskConfig())
+    row = mask.outline(huge, opened.reader, OTSU)
     assert "more than 64 million pixels" in row["mask_error"] and row["geometry"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((8, "unet", 0, 0, 0), "no method unet"),
-        ((0.1, "otsu", 0, 0, 0), "mpp 0.1 is no thumbnail"),
-        ((8, "otsu", -1, 0, 0), "min_object_um2 is -1"),
-    ],
-)
-def test_settings_are_checked(arguments: tuple, message: str) -> None:
-    with pytest.raises(errors.UsageError, match=message):
-        mask.config(*arguments)
 
 
 def test_only_slides_are_taken(demo_tissue: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match="kind tissue; slides is needed"):
-        mask.mask(demo_tissue, tmp_path / "t.parquet")
-
-
-def test_defaults_are_those_of_the_command_line() -> None:
-    assert mask.config(8.0, "otsu", 20_000.0, 10_000.0, 8.0) == mask.MaskConfig()
-    assert mask.MaskConfig().cleaning == polygons.Cleaning()
+        mask.mask(demo_tissue, tmp_path / "t.parquet", OTSU)

@@ -41,6 +41,7 @@ def test_stain_may_be_given(tmp_path: Path) -> None:
         ("slide,error\na,1\n", "has a column error, which the index writes itself"),
         ("slide,geometry\na,1\n", "has a column geometry"),
         ("slide,age\na,1\na.svs,2\n", "two rows for the slide a"),
+        ("slide,slide,age\na,b,1\n", "has two columns slide"),
         ("slide,age\n,1\n", "a row without a slide"),
         ("slide,age\nq,1\n", "names none of the slides: q"),
         ("slide,age\n", "names none of the slides: it is empty"),

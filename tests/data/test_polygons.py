@@ -115,6 +115,13 @@ def test_geoparquet_says_that_there_is_no_crs() -> None:
 
 
 @pytest.mark.parametrize("field", ["min_object_um2", "min_hole_um2", "tolerance_um"])
-def test_negative_sizes_are_refused(field: str) -> None:
-    with pytest.raises(errors.UsageError, match=f"{field} is -1"):
-        polygons.Cleaning(**{field: -1.0})
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_sizes_that_mean_nothing_are_refused(field: str, value: float) -> None:
+    with pytest.raises(errors.UsageError, match=f"{field} is {value}; it is a number from 0 on"):
+        polygons.Cleaning(**{field: value})
+
+
+def test_an_outline_may_not_leave_its_tissue() -> None:
+    polygons.Cleaning(tolerance_um=200)
+    with pytest.raises(errors.UsageError, match="by 200 um at most"):
+        polygons.Cleaning(tolerance_um=201)

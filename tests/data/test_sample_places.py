@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import shapely
 from tissues import MakeTissue
@@ -87,6 +89,37 @@ def test_a_grid_without_any_cell_is_an_error(make_tissue: MakeTissue, tmp_path: 
     with pytest.raises(errors.UsageError, match="No cell of the grid has 40% tissue"):
         sample.sample(table.path, out, settings, sample.Grid(stride_px=128))
     assert [path.name for path in tmp_path.glob("p.parquet*")] == []
+
+
+def test_a_grid_too_fine_for_one_file_is_refused_before_work(
+    make_tissue: MakeTissue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1000 level-0 pixels at 0.5 um/px: 100 x 100 steps of 10 px at 0.5 and 50 x 50 at 1 um/px."""
+    table = make_tissue(("square", shapely.box(0, 0, 1000, 1000), 0.5, 1000))
+    settings = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
+    monkeypatch.setattr(sample, "MAX_PATCHES", 12_499)
+    for work in (sample.sample, sample.plan):
+        with pytest.raises(errors.UsageError, match="has 12,500 cells; at most 12,499 fit"):
+            work(table.path, tmp_path / "p.parquet", settings, sample.Grid(stride_px=10))
+    monkeypatch.setattr(sample, "MAX_PATCHES", 12_500)
+    plan = sample.plan(table.path, tmp_path / "p", settings, sample.Grid(stride_px=10))
+    assert plan["patches"] == "at most 12500"
+
+
+@pytest.mark.parametrize("work", [sample.sample, sample.plan])
+def test_a_cohort_without_a_usable_slide_is_a_wrong_input(
+    make_tissue: MakeTissue, tmp_path: Path, work: Callable
+) -> None:
+    table = make_tissue(("square", shapely.box(0, 0, 1000, 1000), 0.5, 1000))
+    frame = table.frame.with_columns(error=pl.lit("no mpp"))
+    artifacts.write_table(tmp_path / "bad.parquet", frame, artifacts.Header(kind="tissue"))
+    with pytest.raises(errors.InputError, match="None of the 1 slides of .* can be used"):
+        work(
+            tmp_path / "bad.parquet",
+            tmp_path / "p",
+            draw.SampleConfig(mpp=(0.5,)),
+            sample.Random(n=1),
+        )
 
 
 @pytest.mark.parametrize("choice", [sample.Random(n=20), sample.Grid(stride_px=64)])

@@ -83,9 +83,13 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert ".svs" in caught.value.hint
 
 
-def test_remote_slides(tree: Path) -> None:
-    with pytest.raises(errors.UsageError, match="s3://b/a.svs is remote"):
-        sources.expand(["s3://b/a.svs"])
+def test_remote_slides_are_not_looked_up() -> None:
+    found = sources.expand(["s3://b/x/a.svs", "https://host/b%20c.tif", "az://b/d.ndpi"])
+    assert [(source.slide, source.path) for source in found] == [
+        ("a", "s3://b/x/a.svs"),
+        ("b c", "https://host/b%20c.tif"),
+        ("d", "az://b/d.ndpi"),
+    ]
 
 
 def test_two_slides_with_one_id(tree: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 import tifffile
 import torch
 from tissues import MakeTissue
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, index, mask, sample, stream
+from pathfm_cli.data import cohort, draw, finders, index, mask, sample, stream, windows
 
 CONFIG = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
 
@@ -75,6 +76,83 @@ def test_resuming_sees_what_an_unbroken_run_sees(demo_tissue: Path) -> None:
     assert read(demo_tissue, steps=0) == [] == read(demo_tissue, steps=0, workers=2)
 
 
+def test_patches_from_windows_are_as_pure(demo_tissue: Path, tmp_path: Path) -> None:
+    options = {"patches_per_window": 4, "batch_size": 8, "steps": 2}
+    batches = read(demo_tissue, **options)
+    assert same(batches, read(demo_tissue, **options, workers=2))
+    opened = cohort.open_cohort(demo_tissue)
+    source = windows.Windows(draw.Sampler(opened.table, CONFIG, 9), 4)
+    for number in (0, 5, 15):
+        patch = source.draw(number)
+        pixels = opened.reader.read_patch(
+            opened.slides[0], patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
+        )
+        assert np.array_equal(joined(batches, "pixels")[number].numpy(), pixels)
+    with pytest.raises(errors.UsageError, match="patches_per_window is 0"):
+        read(demo_tissue, patches_per_window=0)
+    patches = tmp_path / "p.parquet"
+    sample.sample(demo_tissue, patches, CONFIG, sample.Random(n=7, seed=9))
+    with pytest.raises(errors.UsageError, match="fixed set"):
+        read(patches, patches_per_window=4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_level_and_scaling_are_as_asked(demo_tissue: Path, workers: int) -> None:
+    config = draw.SampleConfig(mpp=(0.998,), size_px=64)
+    (slide,) = cohort.open_cohort(demo_tissue).slides
+    assert config.mpp[0] == pytest.approx(2 * slide.mpp)
+    seen = []
+    for options in ({}, {"idct": False}):
+        options |= {"batch_size": 16, "first_step": 0, "steps": 1, "workers": workers}
+        (batch,) = stream.batches(demo_tissue, config, 9, policy="closest", **options)
+        seen.append(batch.pixels.numpy())
+    opened = cohort.open_cohort(demo_tissue, policy="closest", idct=False)
+    sampler = draw.Sampler(opened.table, config, 9)
+    for number, pixels in enumerate(seen[1]):
+        patch = sampler.draw(number)
+        place = (patch.x_px0, patch.y_px0, patch.mpp, patch.size_px)
+        np.testing.assert_array_equal(pixels, opened.reader.read_patch(slide, *place))
+    # Some patches lie at even pixels, where tiles may be decoded at half size.
+    assert not np.array_equal(seen[0], seen[1])
+
+
+def test_workers_ranks_and_stores_see_the_same(slides_folder: Path, tmp_path: Path) -> None:
+    """The same (seed, index) gives the same pixels, whoever reads them and from where."""
+    names = ("CMU-1-Small-Region.svs", "BS3_liver_HE_10x.svs", "metaplasia_stomach_HE_20x.svs")
+    options = {"batch_size": 32, "steps": 2}
+    with servers.web(slides_folder) as address:
+        seen = {}
+        for kind, root in (("local", str(slides_folder)), ("remote", address)):
+            (tmp_path / kind).mkdir()
+            slides, tissue = tmp_path / kind / "s.parquet", tmp_path / kind / "t.parquet"
+            index.index([f"{root}/{name}" for name in names], slides)
+            mask.mask(slides, tissue)
+            seen[kind] = read(tissue, **options)
+        many = read(tissue, **options, workers=8)
+        ranks = [
+            read(tissue, batch_size=8, steps=2, rank=rank, world_size=4, workers=rank % 2)
+            for rank in range(4)
+        ]
+    shared = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    alone = seen["local"]
+    assert len(set(joined(alone, "slides").tolist())) == 3
+    assert joined(alone, "pixels").float().std() > 20
+    assert same(alone, seen["remote"]) and same(alone, many)
+    for name in ("indices", "patches", "pixels", "mpp", "slides"):
+        assert torch.equal(joined(alone, name), joined(shared, name))
+
+
+def test_pinned_batches_keep_their_values(
+    demo_tissue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self.clone()
+    )
+    assert same(read(demo_tissue, pin=True), read(demo_tissue))
+    assert pinned.count((4, 64, 64, 3)) == 3 and len(pinned) == 15
+
+
 def test_distinct_patches_come_round_again_under_new_indices(demo_tissue: Path) -> None:
     batches = read(demo_tissue, distinct=5)
     assert joined(batches, "indices").tolist() == list(range(12))
@@ -120,7 +198,7 @@ def half_corrupt(tmp_path: Path) -> Path:
             resolutionunit="CENTIMETER",
         )
     index.index([str(tmp_path / "good.tif"), str(tmp_path / "bad.tif")], tmp_path / "s.parquet")
-    mask.mask(tmp_path / "s.parquet", tmp_path / "t.parquet")
+    mask.mask(tmp_path / "s.parquet", tmp_path / "t.parquet", finders.Otsu())
     spoil(tmp_path / "bad.tif")
     return tmp_path / "t.parquet"
 
@@ -189,6 +267,9 @@ def test_what_travels_to_workers_is_small(make_tissue: MakeTissue, ring) -> None
         rank=0,
         world_size=1,
         distinct=0,
+        patches_per_window=1,
+        policy="finer",
+        idct=True,
     )
     assert len(pickle.dumps(stream.Loader(plan, 2))) < 2000
 
@@ -293,6 +374,14 @@ def test_a_dropped_background_stream_stops_reading(demo_tissue: Path) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize(
+    ("mebibytes", "expected"), [(0, 1), (64, 1), (127, 1), (128, 2), (200, 3), (9999, 8)]
+)
+def test_how_many_batches_are_read_ahead(mebibytes: float, expected: int) -> None:
+    # 4 readers, batches of 16 MiB.
+    assert stream._ahead(int(mebibytes * 2**20), 16 << 20, 4) == expected
+
+
 def test_a_stream_reads_only_as_far_ahead_as_it_says(
     demo_tissue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +393,16 @@ def test_a_stream_reads_only_as_far_ahead_as_it_says(
         return read_one(self, number)
 
     monkeypatch.setattr(stream.Loader, "read", counting)
-    batches = stream.batches(demo_tissue, CONFIG, 9, batch_size=1, first_step=0, steps=100)
+    one_batch = 2 * 64 * 64 * 3
+    batches = stream.batches(
+        demo_tissue,
+        CONFIG,
+        9,
+        batch_size=2,
+        first_step=0,
+        steps=100,
+        prefetch_bytes=3 * one_batch - 1,
+    )
     next(batches)
     time.sleep(0.5)
     assert numbers == [0, 1, 2]

@@ -93,6 +93,14 @@ def test_stochastic_depth_is_a_function_of_seed_and_step(micro):
     assert not dino.Dino(micro(), HERE).step(4, crops(0)).loss.equal(one)
 
 
+def test_the_seed_decides_which_paths_are_dropped(micro):
+    """The same weights: only what is dropped may differ."""
+    zero, one = (dino.Dino(micro(f"train.seed={seed}"), HERE) for seed in (0, 1))
+    one.student.load_state_dict(zero.student.state_dict())
+    one.teacher.load_state_dict(zero.teacher.state_dict())
+    assert not zero.step(3, crops(0)).loss.equal(one.step(3, crops(0)).loss)
+
+
 def test_bf16_step_is_close_to_fp32(micro):
     losses = [
         dino.Dino(micro(f"train.precision={p}", "model.drop_path_rate=0.0"), HERE)

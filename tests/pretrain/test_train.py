@@ -244,3 +244,20 @@ def test_replaced_patches_are_counted_and_named_once(
     assert artifacts.read_header(path).metrics["failed_patches"] == 2
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["a patch was replaced by another: s1: tile 3 is damaged"]
+    listed = (path / "skipped" / "rank-0.jsonl").read_text().splitlines()
+    one = {"index": 7, "slide": "s1", "error": "s1: tile 3 is damaged"}
+    assert [json.loads(line) for line in listed] == [one, one]
+
+
+def test_too_many_replaced_patches_end_the_run(tissue, micro, tmp_path, monkeypatch):
+    plain = stream.batches
+
+    def with_failures(*arguments, **options):
+        for batch in plain(*arguments, **options):
+            yield dataclasses.replace(batch, failed=(stream.Failure(7, "s1", "s1: is gone"),))
+
+    monkeypatch.setattr(stream, "batches", with_failures)
+    path = tmp_path / "run"
+    with pytest.raises(errors.TooManyFailures, match=r"3 of 12 patches .* 0.2% .*s1: is gone"):
+        whole(tissue, path, micro("train.max_failed=0.002"))
+    assert not (path / "teacher.safetensors").exists()

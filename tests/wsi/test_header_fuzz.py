@@ -1,5 +1,11 @@
 """Mutated headers: an error row, or a slide that reads in bounds; never a crash or a huge array."""
 
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -65,21 +71,28 @@ def try_out(path: Path, out: Path) -> bool:
     return bool(found.slides)
 
 
-@pytest.mark.parametrize("seed", ["small.svs", "boxes.tiff", "ome", "big"])
-def test_mutated_headers(
-    formats_folder: Path, make_pyramid: ramps.MakePyramid, tmp_path: Path, seed: str
-) -> None:
-    if seed == "ome":
+DEMO = Path(index.__file__).parents[1] / "demo_data" / "CMU-1-Small-Region.svs"
+
+
+def original(name: str, formats_folder: Path, make_pyramid: ramps.MakePyramid) -> Path:
+    """A small slide, whole."""
+    if name == "ome":
         description = (
             '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels '
             'SizeX="256" SizeY="128" SizeC="3" Type="uint8" PhysicalSizeX="0.25" '
             'PhysicalSizeY="0.25"/></Image></OME>'
         )
-        whole = make_pyramid(size=(256, 128), factors=(1,), description=description)
-    elif seed == "big":
-        whole = make_pyramid(size=(256, 128), factors=(1, 2), bigtiff=True, compression="jpeg")
-    else:
-        whole = formats_folder / "openslide-fixtures" / seed
+        return make_pyramid(size=(256, 128), factors=(1,), description=description)
+    if name == "big":
+        return make_pyramid(size=(256, 128), factors=(1, 2), bigtiff=True, compression="jpeg")
+    return DEMO if name == "demo" else formats_folder / "openslide-fixtures" / name
+
+
+@pytest.mark.parametrize("seed", ["small.svs", "boxes.tiff", "ome", "big"])
+def test_mutated_headers(
+    formats_folder: Path, make_pyramid: ramps.MakePyramid, tmp_path: Path, seed: str
+) -> None:
+    whole = original(seed, formats_folder, make_pyramid)
     places = header_bytes(whole)
     rng = np.random.default_rng(20240404)
     read = 0
@@ -95,3 +108,53 @@ def test_mutated_headers(
         tracemalloc.stop()
     # Some must survive, or nothing but the first check was tried.
     assert 0 < read < MUTATIONS // 4
+
+
+MANY = 1000
+"""Mutations of each of the five slides in the long test."""
+MAX_S = 2.0
+GIB = 1 << 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["small.svs", "boxes.tiff", "ome", "big", "demo"])
+def test_thousands_of_mutated_headers(
+    formats_folder: Path, make_pyramid: ramps.MakePyramid, tmp_path: Path, seed: str, capsys
+) -> None:
+    whole = original(seed, formats_folder, make_pyramid)
+    # A process of its own: a crash of a decoder is its exit code.
+    command = [sys.executable, __file__, str(whole), str(tmp_path / "work"), str(MANY)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{seed}: {told}\n")
+    assert told["tried"] == MANY
+    assert 0 < told["read"] < MANY
+    assert told["longest_s"] < MAX_S
+
+
+def many(whole: Path, work: Path, count: int) -> dict[str, float]:
+    """Try mutations in this process, which may not grow by more than 1 GiB."""
+    work.mkdir()
+    places = header_bytes(whole)
+    rng = np.random.default_rng(20240405)
+    try_out(whole, work / "s.parquet")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + GIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    read, longest_s = 0, 0.0
+    for number in range(count):
+        path = work / f"m{number}{whole.suffix}"
+        path.write_bytes(mutate(whole.read_bytes(), places, rng))
+        # Time of this process, so that a busy machine is no hang; a wait would hang the test.
+        start = time.process_time()
+        read += try_out(path, work / "s.parquet")
+        longest_s = max(longest_s, time.process_time() - start)
+        path.unlink()
+    return {"tried": count, "read": read, "longest_s": round(longest_s, 3)}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(many(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))

@@ -70,8 +70,9 @@ def test_the_same_source_is_shared_until_it_is_forgotten(numbered: list[str]) ->
     ("uri", "sentence"),
     [
         ("/nowhere/a.svs", "/nowhere/a.svs: does not exist"),
-        ("/", "/: not a file"),
-        ("s3://bucket/a.svs", "only local files"),
+        ("/usr", "/usr: not a file"),
+        ("/", "/: holds no .dcm file"),
+        ("ftp://host/a.svs", "ftp:// is not known"),
     ],
 )
 def test_what_cannot_be_opened(uri: str, sentence: str) -> None:

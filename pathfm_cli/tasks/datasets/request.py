@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.tasks.datasets import tp53
 
 
@@ -83,7 +83,7 @@ class Labels:
                 f"{out} exists and differs.", "another -o, or --overwrite to replace it"
             )
         else:
-            with artifacts.atomic(out) as temporary:
+            with disk.atomic(out) as temporary:
                 temporary.write_text(text)
         return _made(out, rows.height, cases["label"].to_list(), notes + more, slides is not None)
 

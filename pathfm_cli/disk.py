@@ -1,0 +1,86 @@
+"""Files appear whole or not at all, and only where they can be written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pathfm_cli import errors
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
+
+    Leftovers of killed processes are removed. A failure leaves `path` as it was.
+
+    Raises:
+        errors.Unwritable: nothing can be written there.
+    """
+    final = Path(os.path.abspath(path))
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+    except OSError as error:
+        raise errors.Unwritable(path, error.strerror or str(error)) from error
+    try:
+        yield temporary
+        # safetensors makes files that only their owner may read.
+        os.chmod(temporary, mode)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+        _fsync_folder(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """See, without touching anything, that a file can be made at `path`.
+
+    Raises:
+        errors.Unwritable: it cannot.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise errors.Unwritable(path, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise errors.Unwritable(path, f"no permission to write in {folder}")
+
+
+def _sweep(final: Path) -> None:
+    for stale in final.parent.glob(f"{_glob_escape(final.name)}.tmp-*"):
+        process = stale.name.rpartition("-")[2]
+        if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
+            stale.unlink(missing_ok=True)
+
+
+def _glob_escape(name: str) -> str:
+    """Quote the characters that `Path.glob` would read as a pattern."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import polars as pl
+import pytest
+import shapely
+from PIL import Image
+
+from pathfm_cli import artifacts
+from pathfm_cli.data import contact
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+ROWS = (
+    # slide, tissue in px0, doubt in bits, error
+    ("plain", shapely.box(200, 200, 2000, 2500), 0.05, None),
+    ("doubtful", shapely.box(200, 200, 900, 900), 0.61, None),
+    ("drawn", shapely.box(200, 200, 1900, 2800), None, None),
+    ("gone", None, None, "<i>cut</i> & lost"),
+)
+
+
+@pytest.fixture(scope="module")
+def sheet(demo_tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo slide four times: sure, doubtful, outlined by a person, and broken."""
+    folder = tmp_path_factory.mktemp("sheet")
+    table = artifacts.read_table(demo_tissue)
+    row = table.frame
+    rows = [
+        row.with_columns(
+            slide=pl.lit(name),
+            geometry=pl.lit(None if shape is None else shapely.to_wkb(shape), pl.Binary),
+            tissue_area_mm2=pl.lit(None if shape is None else shape.area * 0.499**2 / 1e6),
+            tissue_doubt=pl.lit(doubt, pl.Float64),
+            error=pl.lit(error, pl.String),
+        )
+        for name, shape, doubt, error in ROWS
+    ]
+    out = folder / "tissue.parquet"
+    tiles = {"tiles": str(table.file("tiles"))}
+    artifacts.write_table(out, pl.concat(rows), artifacts.Header(kind="tissue", files=tiles))
+    return contact.sheet(out, folder / "sheet")
+
+
+def browser() -> str:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("there is no Chromium on this machine")
+    return found
+
+
+def chromium(page: Path, *options: str) -> str:
+    """Open a page in a headless Chromium without network; returns what it prints."""
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += [
+        f"--user-data-dir={page.parent / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
+    return subprocess.run(
+        [*command, *options, page.as_uri()], check=True, capture_output=True, text=True, timeout=100
+    ).stdout
+
+
+def shown(document: str) -> list[str]:
+    """Names of the cells in their order; those that are hidden are left out."""
+    cells = re.findall(r"<figure ([^>]*)>", document)
+    visible = [cell for cell in cells if "display: none" not in cell]
+    return [html.unescape(re.search(r'data-name="([^"]*)"', cell)[1]) for cell in visible]
+
+
+def test_every_slide_has_a_cell_with_its_numbers(sheet: Path) -> None:
+    page = sheet.read_text()
+    assert sheet.name == "index.html"
+    assert sorted(shown(page)) == ["doubtful", "drawn", "gone", "plain"]
+    assert "0.122 mm², doubt 0.610 bit" in page
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert '<a href="plain.png"' in page
+
+
+def test_what_a_slide_says_is_text_not_markup(sheet: Path) -> None:
+    page = sheet.read_text()
+    assert "<i>" not in page and "&lt;i&gt;cut&lt;/i&gt; &amp; lost" in page
+
+
+def test_the_page_needs_nothing_from_anywhere(sheet: Path) -> None:
+    page = sheet.read_text()
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    assert "default-src 'none'" in page
+
+
+def test_chromium_sorts_by_doubt_and_then_as_asked(sheet: Path, tmp_path: Path) -> None:
+    assert shown(chromium(sheet, "--dump-dom")) == ["doubtful", "plain", "drawn", "gone"]
+    asked = """<script>
+    document.getElementById("key").value = "area";
+    document.getElementById("down").checked = false;
+    document.getElementById("filter").value = "D";
+    document.querySelector('[data-name="drawn"] input').click();
+    document.dispatchEvent(new Event("input"));
+    </script></body>"""
+    page = tmp_path / "asked.html"
+    page.write_text(sheet.read_text().replace("</body>", asked))
+    document = chromium(page, "--dump-dom")
+    assert shown(document) == ["doubtful", "drawn"]
+    assert "2 shown, 1 flagged" in document
+
+
+def test_chromium_draws_the_cells(sheet: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "sheet.png"
+    chromium(sheet, f"--screenshot={picture}", "--window-size=1280,800")
+    image = Image.open(picture).convert("RGB")
+    assert image.size == (1280, 800)
+    colours = {colour for _, colour in image.getcolors(1 << 24)}
+    assert any(g > r + 80 and g > b + 60 for r, g, b in colours), "no green outline is seen"
+    assert any(r > b > g + 40 for r, g, b in colours), "no stained tissue is seen"

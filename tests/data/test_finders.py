@@ -1,0 +1,142 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from pathfm_cli import errors
+from pathfm_cli.data import cohort, finders, geojson, index, polygons
+from pathfm_cli.wsi import pyramid
+
+SLIDES = Path(__file__).parents[2].parent / "shared" / "data" / "slides"
+
+
+@pytest.fixture(scope="module")
+def demo(demo_slides: Path) -> cohort.Cohort:
+    return cohort.open_cohort(demo_slides)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """A square of tissue from 100 to 1100 with a pen stroke from 100 to 300 on the demo slide."""
+    features = geojson.features(shapely.multipolygons([shapely.box(100, 100, 1100, 1100)]))
+    pen = geojson.features(shapely.multipolygons([shapely.box(100, 100, 300, 1100)]))
+    pen["features"][0]["properties"]["classification"]["name"] = "Pen"
+    features["features"] += pen["features"]
+    (tmp_path / "CMU-1-Small-Region.geojson").write_text(json.dumps(features))
+    return tmp_path
+
+
+def test_the_network_of_the_package_is_the_default() -> None:
+    found = finders.choose()
+    assert isinstance(found, finders.UNet) and found.method == "unet"
+    assert found.key["weights"] == found.header.id and found.key["mpp"] == found.mpp
+    assert finders.choose("unet", found.mpp, device="cpu").key == found.key
+
+
+def test_the_demo_slide_is_found_by_network_and_threshold_alike(demo: cohort.Cohort) -> None:
+    shapes = [
+        finder.find(demo.slides[0], demo.reader)
+        for finder in (finders.UNet(device="cpu"), finders.Otsu())
+    ]
+    both = shapely.intersection(shapes[0].tissue, shapes[1].tissue).area
+    assert 2 * both / (shapes[0].tissue.area + shapes[1].tissue.area) > 0.93
+    assert 0 < shapes[0].doubt_bits < 0.5 and shapes[1].doubt_bits is None
+
+
+def test_outlines_of_people_are_taken_as_they_are(drawn: Path, demo: cohort.Cohort) -> None:
+    found = finders.choose(annotations=drawn).find(demo.slides[0], demo.reader)
+    assert found.tissue.bounds == (300, 100, 1100, 1100) and found.doubt_bits is None
+    whole = finders.choose(annotations=drawn, exclude=("Dust",))
+    assert whole.find(demo.slides[0], demo.reader).tissue.area == 1000 * 1000
+    pen = finders.choose(annotations=drawn, include=("Pen",), exclude=("Dust",))
+    assert pen.find(demo.slides[0], demo.reader).tissue.area == 200 * 1000
+
+
+def test_a_slide_without_outlines_is_an_error(drawn: Path, demo: cohort.Cohort) -> None:
+    finder = finders.choose(annotations=drawn)
+    (drawn / "CMU-1-Small-Region.geojson").rename(drawn / "other.geojson")
+    with pytest.raises(errors.SlideError, match="CMU-1-Small-Region.geojson does not exist"):
+        finder.find(demo.slides[0], demo.reader)
+
+
+def test_the_key_follows_what_is_drawn(drawn: Path) -> None:
+    before = finders.choose(annotations=drawn).key
+    assert finders.choose(annotations=drawn).key == before
+    (drawn / "more.geojson").write_text("[]")
+    assert finders.choose(annotations=drawn).key != before
+
+
+@pytest.mark.skipif(not SLIDES.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize("finder", [finders.Otsu(), finders.UNet(device="cpu")])
+def test_a_pyramid_is_read_from_the_coarsest_level_that_is_fine_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finder: Any
+) -> None:
+    """40x: levels of 0.25, 1.0 and 4.0 um/px, so that a thumbnail of 8 or more takes the last."""
+    index.index([str(SLIDES / "BS27_duodenum_HE_40x_ycc422.svs")], tmp_path / "s.parquet")
+    opened = cohort.open_cohort(tmp_path / "s.parquet")
+    mpps = [opened.slides[0].mpp * level.downsample for level in opened.slides[0].levels]
+    assert max(mpps) == pytest.approx(4.04, abs=0.1)
+    levels: list[int] = []
+    read = pyramid.Reader.read_region
+
+    def watched(self: pyramid.Reader, slide: Any, x: int, y: int, level: int, *rest: Any) -> Any:
+        levels.append(level)
+        return read(self, slide, x, y, level, *rest)
+
+    monkeypatch.setattr(pyramid.Reader, "read_region", watched)
+    finder.find(opened.slides[0], opened.reader)
+    assert set(levels) == {len(mpps) - 1}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a method that is not there": ({"method": "magic"}, "no method magic"),
+    "a resolution for the network": ({"mpp": 3.0}, "trained for thumbnails of .* um/px, not 3"),
+    "a resolution that is no thumbnail": ({"method": "otsu", "mpp": 0.1}, "0.1 is no thumbnail"),
+    "weights for a threshold": ({"method": "otsu", "weights": "x"}, "takes no --weights"),
+    "classes without annotations": ({"include": ["x"]}, "Only --annotations takes --include"),
+    "a method for annotations": ({"method": "otsu", "annotations": "."}, "the place of --method"),
+    "weights for annotations": ({"weights": "x", "annotations": "."}, "the place of --weights"),
+    "a folder that is not there": ({"annotations": "none/"}, "none holds no annotations"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_that_do_not_go_together_are_refused(name: str) -> None:
+    arguments, message = WRONG[name]
+    with pytest.raises(errors.UsageError, match=message) as caught:
+        finders.choose(**arguments)
+    assert caught.value.hint
+
+
+def test_weights_of_another_kind_are_refused_before_the_first_slide(demo_slides: Path) -> None:
+    with pytest.raises(errors.InputError, match="segmenter is needed"):
+        finders.choose(weights=demo_slides)
+
+
+def test_choosing_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom pathfm_cli.data import finders, mask\n"
+        "finders.choose().key, finders.choose('otsu').key\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_small_pieces_go_by_the_cleaning(demo: cohort.Cohort) -> None:
+    cleaning = polygons.Cleaning(min_object_um2=1e9)
+    found = finders.UNet(device="cpu", cleaning=cleaning).find(demo.slides[0], demo.reader)
+    assert found.tissue.is_empty
+
+
+def test_white_glass_has_no_tissue_and_no_doubt(
+    demo: cohort.Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glass = np.full((300, 200, 3), 243, np.uint8)
+    monkeypatch.setattr(finders, "thumbnail", lambda slide, reader, mpp: glass)
+    found = finders.UNet(device="cpu").find(demo.slides[0], demo.reader)
+    assert found.tissue.is_empty and found.doubt_bits == 0
