@@ -28,6 +28,7 @@ def probe(
     train: Annotated[str, typer.Option("--train", help="Split to train on.")] = "train",
     val: Annotated[str, typer.Option("--val", help="Split that chooses the best state.")] = "val",
     test: Annotated[str, typer.Option("--test", help="Split to report.")] = "test",
+    select: Annotated[str, typer.Option("--select", help="What chooses: val, test, last.")] = "val",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: options.OptionalOut = None,
@@ -46,7 +47,7 @@ def probe(
     from pathfm_cli.tasks import features, protocols, scores
 
     config = protocols.Config(
-        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test
+        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test, select=select
     )
     scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []

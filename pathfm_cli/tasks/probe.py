@@ -50,12 +50,13 @@ def probe(
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
         return scores.Result(old, ("up to date",))
     start = time.perf_counter()
-    data = labelled.prepare(source, config.splits())
+    data = labelled.prepare(source, config.splits(), config.select)
     protocol = protocols.find(config.protocol)
     tensors = _load(data, torch.device(device))
     seeds = [config.seed + run for run in range(config.runs)]
     classes = len(data.classes)
-    fit = heads.fit(tensors["train"], tensors[data.select], classes, protocol, seeds, progress)
+    select = tensors[data.select] if data.select else None
+    fit = heads.fit(tensors["train"], select, classes, protocol, seeds, progress)
     tables = {role: fit.heads.confusion(*tensors[role]) for role in tensors if role != "train"}
     rows = _rows(tables, fit, data)
     numbers = _metrics(rows, data) | {"seconds": time.perf_counter() - start}
@@ -74,7 +75,7 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
     Raises:
         errors.InputError, errors.UsageError: as `labelled.prepare`.
     """
-    data = labelled.prepare(source, config.splits())
+    data = labelled.prepare(source, config.splits(), config.select)
     schedule = protocols.schedule(protocols.find(config.protocol), len(data.rows["train"]))
     return {
         "input": str(source.path),
@@ -116,7 +117,7 @@ def _rows(
             if not np.isnan(values).any():
                 rows += _over_runs(name, role, values.tolist())
     for name, steps in (("best_step", fit.best_step), ("stopped_step", fit.stopped_step)):
-        rows += [(name, data.select, run, float(step)) for run, step in enumerate(steps)]
+        rows += [(name, data.select or "", run, float(step)) for run, step in enumerate(steps)]
     return rows
 
 
@@ -136,7 +137,7 @@ def _metrics(rows: list[scores.Row], data: labelled.Data) -> dict[str, float]:
         for name in ("balanced_accuracy", "balanced_accuracy_std", "accuracy")
         if (name, data.report) in over
     }
-    if data.select != data.report:
+    if "val" in data.names and data.report != "val":
         numbers["val_balanced_accuracy"] = over["balanced_accuracy", "val"]
     numbers |= {f"n_{role}": len(chosen) for role, chosen in data.rows.items()}
     return numbers | {

@@ -90,6 +90,36 @@ def test_without_val_the_warning_is_there(tmp_path):
     assert "val_balanced_accuracy" not in result.record["metrics"]
 
 
+def test_what_chooses_the_state(tmp_path):
+    source = embeddings(tmp_path)
+    by_test = probe.probe(source, tmp_path / "t", protocols.Config(runs=2, select="test"))
+    assert by_test.notes[0].startswith("--select test: ") and "optimistic" in by_test.notes[0]
+    document = json.loads((tmp_path / "t" / "scores.json").read_text())
+    assert document["selected_on"] == "test" == document["reported_on"]
+    assert "val_balanced_accuracy" in by_test.record["metrics"]
+    by_val = probe.probe(source, None, protocols.Config(runs=2))
+    found = [one.record["metrics"]["balanced_accuracy"] for one in (by_test, by_val)]
+    assert found[0] >= found[1] and by_val.notes == ()
+    last = probe.probe(source, tmp_path / "l", protocols.Config(runs=1, select="last"))
+    assert last.notes == ()
+    table = pl.read_parquet(last.record["path"])
+    assert table.filter(metric="best_step").rows() == [("best_step", "", 0, 12_500.0)]
+    alone = probe.probe(
+        embeddings(tmp_path, val=False, name="n.parquet"),
+        None,
+        protocols.Config(runs=1, select="last"),
+    )
+    assert alone.notes == ()
+
+
+@pytest.mark.parametrize("name", ["eva-0.0.2", "eva-0.4"])
+def test_other_protocols_reach_similar_scores(tmp_path, name):
+    source = embeddings(tmp_path)
+    found = probe.probe(source, None, protocols.Config(runs=1, protocol=name)).record["metrics"]
+    paper = probe.probe(source, None, protocols.Config(runs=1)).record["metrics"]
+    assert found["balanced_accuracy"] == pytest.approx(paper["balanced_accuracy"], abs=0.06)
+
+
 def test_plan_says_what_follows(tmp_path):
     plan = probe.plan(embeddings(tmp_path), tmp_path / "out", protocols.Config())
     assert plan["rows"] == {"train": 200, "val": 100, "test": 100}
