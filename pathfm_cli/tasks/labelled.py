@@ -38,6 +38,20 @@ class Data:
     select: str | None
     """The role that chooses the state of a run; None where the last one is taken."""
 
+    def units(self, role: str) -> npt.NDArray[np.int64]:
+        """What belongs together in a role, (n,) numbers from 0: the groups, else each row alone.
+
+        Rows without a group stand alone.
+        """
+        rows = self.rows[role]
+        if "group" not in self.source.table.columns:
+            return np.arange(len(rows))
+        alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
+        named = self.source.table["group"].gather(rows).cast(pl.String)
+        keys = pl.select(pl.coalesce(pl.format("group {}", named), alone)).to_series()
+        found: npt.NDArray[np.int64] = np.unique(keys.to_numpy(), return_inverse=True)[1]
+        return found
+
     @property
     def report(self) -> str:
         """The role whose balanced accuracy is the score."""

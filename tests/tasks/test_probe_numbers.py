@@ -51,6 +51,9 @@ def test_the_artifact_holds_what_its_heads_score(tmp_path):
     assert metrics["balanced_accuracy_std"] == pytest.approx(np.std(scores, ddof=1))
     assert (metrics["n_train"], metrics["n_val"], metrics["n_test"]) == (200, 100, 100)
     assert document["selected_on"] == "val" and document["std_ddof"] == 1
+    ends = [metrics[f"balanced_accuracy_{end}"] for end in ("low", "high")]
+    assert ends[0] < metrics["balanced_accuracy"] < ends[1]
+    assert 0.1 < ends[1] - ends[0] < 0.3, "100 images: about 2 x 1.96 x 0.05"
     assert document["settings"]["protocol"]["batch_size"] == 4096
     assert (document["schedule"]["batch_size"], document["schedule"]["lr"]) == (256, 6.25e-4)
 
