@@ -22,6 +22,9 @@ def embed(
     images: Annotated[
         Path | None, typer.Option(help="Folder (CLASS/*, SPLIT/CLASS/*) or table of images.")
     ] = None,
+    task: options.Task = None,
+    data_root: options.Data = None,
+    partial: options.Partial = False,
     model: Annotated[
         str | None,
         typer.Option(help="Run folder, checkpoint file, timm name, or random/TIMM_NAME."),
@@ -60,6 +63,7 @@ def embed(
     \b
     pathfm sample t.parquet --n 1000 -o p.parquet | pathfm embed --model run/ -o e.parquet
     pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
+    pathfm embed --task pcam --data data/pcam --model kaiko-s16 -o e.parquet
     """
     from pathfm_cli.tasks import request, source
     from pathfm_cli.wsi import cache as tile_cache
@@ -70,7 +74,7 @@ def embed(
     request.refuse_images(inputs or [])
     columns = source.Columns(label=label, split=split, group=group, slide=slide)
     grid = request.grid(mpp, size, stride, min_tissue)
-    data = request.open_images(images, columns, grid) if images else None
+    data = request.open_named(images, task, data_root, columns, grid, partial=partial)
     slots = {} if data else {"images": pipe.Slot(("patches", "tissue"))}
 
     how: dict[str, Any] = {
@@ -83,7 +87,7 @@ def embed(
         "std": encoder.channels("--std", std),
     }
     # A wrong model must not come to light only when the command on the left has finished.
-    waits = ("-" in (inputs or []) or not (inputs or images)) and pipe.has_stdin()
+    waits = ("-" in (inputs or []) or not (inputs or images or task)) and pipe.has_stdin()
     network = encoder.load(model, **how) if model and waits and not dry_run else None
     bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)

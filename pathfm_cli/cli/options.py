@@ -50,3 +50,10 @@ CACHE_GB = 20.0
 Partial = Annotated[
     bool, typer.Option("--partial", help="Go on where images of a data set are missing.")
 ]
+Task = Annotated[
+    str | None, typer.Option("--task", help="A data set by name: pathfm tasks lists them.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the data set; else $PATHFM_DATA/NAME, or the user's."),
+]

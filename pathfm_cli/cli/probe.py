@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from pathfm_cli.cli import options, output, pipe, progress
+from pathfm_cli import errors
+from pathfm_cli.cli import encoder, options, output, pipe, progress
 
 
 def probe(
     embeddings: Annotated[
         str | None, typer.Argument(help="Embeddings with the columns label and split.")
     ] = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    partial: options.Partial = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --task: the encoder, as embed takes it.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="timm name of a checkpoint file.")] = None,
+    precision: options.Precision = "auto",
     protocol: Annotated[str, typer.Option("--protocol", help="Named protocol.")] = "paper",
     runs: Annotated[int, typer.Option("--runs", min=1, max=1000, help="Runs to average.")] = 5,
     train: Annotated[str, typer.Option("--train", help="Split to train on.")] = "train",
     val: Annotated[str, typer.Option("--val", help="Split that chooses the best state.")] = "val",
     test: Annotated[str, typer.Option("--test", help="Split to report.")] = "test",
+    select: Annotated[str, typer.Option("--select", help="What chooses: val, test, last.")] = "val",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: options.OptionalOut = None,
@@ -30,32 +41,77 @@ def probe(
 
     \b
     pathfm probe e.parquet -o scores/
+    pathfm probe --task bach --data data/bach --model run/ --json
     pathfm embed --images tiles.csv --model run/ -o e.parquet | pathfm probe --json
     """
     from pathfm_cli.tasks import features, protocols, scores
 
     config = protocols.Config(
-        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test
+        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test, select=select
     )
     scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []
-    slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
     if device != "auto":
         _check_device(device)
-    source = features.open_features(pipe.bind("probe", given, slots, out=out)["embeddings"])
+    if task:
+        if dry_run:
+            return _plan_task(task, data, partial, output.Sink(as_json, quiet))
+        how = {"arch": arch, "device": device, "precision": precision}
+        path = _embed_task(task, data, partial, given, model, how, quiet)
+    elif model or data or arch or partial:
+        raise errors.UsageError(
+            "--model, --arch, --data and --partial go with --task.", "--task bach"
+        )
+    else:
+        slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
+        path = pipe.bind("probe", given, slots, out=out)["embeddings"]
+    source = features.open_features(path)
     from pathfm_cli.model import device as devices
-    from pathfm_cli.tasks import probe as task
+    from pathfm_cli.tasks import probe as library
 
     sink = output.Sink(as_json, quiet)
     if dry_run:
-        return sink.plan(task.plan(source, out, config))
+        return sink.plan(library.plan(source, out, config))
     with progress.track("probe", quiet=quiet) as report:
-        result = task.probe(
+        result = library.probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
     for note in result.notes:
         output.note(f"pathfm probe: {note}")
     return sink.emit(result.record, result.lines)
+
+
+def _plan_task(task: str, data: Path | None, partial: bool, sink: output.Sink) -> int:
+    from pathfm_cli.tasks.datasets import catalogue, words
+
+    found = words.found(catalogue.find(task), catalogue.locate(task, data), partial=partial)
+    return sink.plan(found)
+
+
+def _embed_task(
+    task: str,
+    data: Path | None,
+    partial: bool,
+    given: list[str],
+    model: str | None,
+    how: dict[str, Any],
+    quiet: bool,
+) -> Path:
+    """Path of the data set's embeddings by the model, made where they are not there yet."""
+    from pathfm_cli.tasks.datasets import catalogue
+
+    opened = catalogue.open_task(task, data, partial=partial, refused=given)
+    for sentence in opened.notes:
+        output.note(f"pathfm: {sentence}")
+    _, spec = encoder.bind("probe", [], {}, model)
+    network = encoder.load(spec, **how)
+    from pathfm_cli.tasks import cached, embed
+
+    root = catalogue.find(task).place(catalogue.locate(task, data))
+    with progress.track("embed", quiet=quiet) as report:
+        done = cached.embeddings(opened, network, root, embed.Reading(), report)
+    output.failures(done.failures, done.record["rows"], opened.what)
+    return Path(done.record["path"])
 
 
 def _check_device(name: str) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pathfm_cli import errors
 from pathfm_cli.cli import encoder, options, output, progress
+
+if TYPE_CHECKING:
+    from pathfm_cli.tasks import masks
 
 
 def segment(
     out: options.Out,
     images: Annotated[
-        Path, typer.Option(help="Table (CSV, TSV, Parquet): image, label, split, and id if named.")
-    ],
+        Path | None, typer.Option(help="Table (CSV, TSV, Parquet): image, label, split, maybe id.")
+    ] = None,
+    task: options.Task = None,
+    data: options.Data = None,
+    partial: options.Partial = False,
     model: Annotated[
         str | None,
         typer.Option(help="Run folder, checkpoint file, timm name, or random/TIMM_NAME."),
@@ -38,7 +45,7 @@ def segment(
 
     \b
     pathfm segment --images index.csv --instances --model run/ -o segmentation/
-    pathfm segment --images index.csv --model random/vit_small_patch16_224 -o baseline/
+    pathfm segment --task consep --data data/consep --model kaiko-s16 -o segmentation/
     """
     from pathfm_cli.tasks import masks, segmentation
 
@@ -50,7 +57,10 @@ def segment(
         training=segmentation.Training(epochs=epochs),
     )
     segmentation.check_free(out, overwrite=overwrite)
-    items = masks.read_table(images)
+    if images is None or task or data or partial:
+        items = _items(images, task, data, partial)
+    else:
+        items = masks.read_table(images)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
     sink = output.Sink(json, quiet)
@@ -64,13 +74,31 @@ def segment(
         precision=precision,
         image_size_px=config.size_px,
     )
-    from pathfm_cli.tasks import segment as task
+    from pathfm_cli.tasks import segment as library
 
     with progress.track("segment", quiet=quiet) as report:
-        result, failed = task.segment(
+        result, failed = library.segment(
             items, network, out, config, overwrite=overwrite, progress=report
         )
     for note in result.notes:
         output.note(f"pathfm segment: {note}")
     output.failures(failed, len(items), "images")
     return sink.emit(result.record, result.lines)
+
+
+def _items(
+    images: Path | None, task: str | None, data: Path | None, partial: bool
+) -> list[masks.Item]:
+    """Images and label maps of a data set.
+
+    Raises:
+        errors.UsageError: neither or both of table and data set, or one that is not segmented.
+    """
+    from pathfm_cli.tasks.datasets import catalogue, consep
+
+    if task is None or images is not None:
+        raise errors.UsageError("segment needs --images or --task, one of them.", "--task consep")
+    dataset = catalogue.find(task)
+    if not isinstance(dataset, consep.Consep):
+        raise errors.UsageError(f"{task} has no label maps.", "--task consep, or probe --task")
+    return dataset.items(catalogue.locate(task, data), partial=partial)

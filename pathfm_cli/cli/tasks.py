@@ -20,9 +20,7 @@ def tasks(
     name: Annotated[
         str | None, typer.Argument(help="A data set; without it all are listed.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Its folder; else $PATHFM_DATA/NAME, or the user's.")
-    ] = None,
+    data: options.Data = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch and unpack it.")] = False,
     accept: Annotated[
         bool, typer.Option("--accept-licence", help="You have read its licence and agree.")

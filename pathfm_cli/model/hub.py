@@ -7,7 +7,8 @@ import logging
 import os
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib import parse
 
 from huggingface_hub import constants
@@ -20,11 +21,12 @@ PATIENCE_S = 5.0
 """How long to wait for the hub to answer a connection."""
 
 
-def pretrained(name: str) -> nn.Module:
+def pretrained(name: str, **kwargs: Any) -> nn.Module:
     """Build the encoder `name` with timm's weights.
 
     Args:
         name: a timm name, or `hf-hub:OWNER/NAME`.
+        **kwargs: arguments of the architecture.
 
     Raises:
         errors.UsageError: unknown name.
@@ -34,21 +36,21 @@ def pretrained(name: str) -> nn.Module:
     # Whatever version of timm is installed, torch then refuses pickled code in what it loads.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     with contextlib.suppress(OSError), _offline():
-        return _build(name)
+        return _build(name, kwargs)
     if not _reachable(constants.ENDPOINT):
         raise errors.InputError(
             f"The weights of {name} are not in the local cache and the hub cannot be reached.",
             _other_ways(name),
         )
     try:
-        return _build(name)
+        return _build(name, kwargs)
     except OSError as error:
         raise _unavailable(name, error) from error
 
 
-def _build(name: str) -> nn.Module:
+def _build(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
-        return vit.build(name, pretrained=True)
+        return vit.build(name, pretrained=True, **kwargs)
     except (RuntimeError, ValueError) as error:
         raise _unavailable(name, error) from error
 

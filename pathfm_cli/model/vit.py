@@ -17,9 +17,12 @@ shim.apply()
 
 import timm  # noqa: E402  (torchvision must be importable first)
 from timm.data import config as data_config  # noqa: E402
+from timm.layers import mlp  # noqa: E402
 from timm.models import vision_transformer  # noqa: E402
 
 _LIST = 'python -c "import timm; print(*timm.list_models())"'
+_LAYERS = {"SwiGLUPacked": mlp.SwiGLUPacked}
+"""Layers that timm takes as a class, by the name that a file can hold."""
 _DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva")
 
 
@@ -99,7 +102,10 @@ def adapt(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, tor
 
 
 def _create(arch: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    module: nn.Module = timm.create_model(arch, pretrained=pretrained, num_classes=0, **kwargs)
+    named = {key: _LAYERS.get(value, value) for key, value in kwargs.items() if key == "mlp_layer"}
+    module: nn.Module = timm.create_model(
+        arch, pretrained=pretrained, num_classes=0, **{**kwargs, **named}
+    )
     return module
 
 

@@ -21,7 +21,17 @@ from torch import nn
 
 from pathfm_cli import errors
 from pathfm_cli.model import device as devices
-from pathfm_cli.model import export, files, foreign, hub, transform, vit
+from pathfm_cli.model import (
+    export,
+    files,
+    foreign,
+    hub,
+    hub_names,
+    pooling,
+    transform,
+    vit,
+    zoo,
+)
 
 FRESH = "random/"
 IMAGE_SIZE_PX = 224
@@ -116,8 +126,8 @@ def load(
 
     Args:
         spec: a run folder or its `teacher.safetensors`; a checkpoint file (with `arch`);
-            `random/ARCH`; or a timm name, `hf-hub:OWNER/NAME` included.
-        arch: timm name of a checkpoint file's architecture.
+            `random/ARCH`; a name of the zoo; or a timm name, `hf-hub:OWNER/NAME` included.
+        arch: timm name of a checkpoint file's architecture, or the zoo's name of the encoder.
         seed: of fresh weights.
         device: a device, or a name for `device.pick`.
         precision: auto, fp32 or bf16.
@@ -139,11 +149,14 @@ def load(
         mean=mean or info.mean,
         std=std or info.std,
     )
+    module, dim = loaded.module, _width(loaded.module)
+    if info.embedding == pooling.CLASS_AND_MEAN:
+        module, dim = pooling.ClassAndMean(module, info.prefix_tokens), 2 * dim
     return Encoder(
-        module=loaded.module.eval().requires_grad_(False).to(where),
+        module=module.eval().requires_grad_(False).to(where),
         name=loaded.name,
         id=_identity(loaded.module, info),
-        dim=_width(loaded.module),
+        dim=dim,
         image_size_px=info.image_size_px,
         mean=info.mean,
         std=info.std,
@@ -179,6 +192,8 @@ def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     if path.suffix in files.SUFFIXES or spec.startswith((".", "/", "~")) or spec.endswith("/"):
         raise errors.InputError(f"{spec} does not exist.", WAYS)
     _refuse_arch(arch, spec)
+    if entry := zoo.find(spec):
+        return _published(entry)
     module = hub.pretrained(spec)
     return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
 
@@ -205,6 +220,29 @@ def _run(path: Path) -> _Loaded:
     return _Loaded(module=module, name=info.arch, info=info, made_for=True)
 
 
+def _published(entry: zoo.Entry) -> _Loaded:
+    hint = f"download {entry.get}; then --model FILE --arch {entry.id}"
+    if entry.source == zoo.FILE:
+        raise errors.InputError(f"The weights of {entry.id} are read from a file.", hint)
+    try:
+        module = hub.pretrained(entry.source.removeprefix("timm:"), **entry.kwargs)
+    except errors.InputError as error:
+        raise errors.InputError(str(error), hint) from error
+    return _Loaded(module=module, name=entry.id, info=_zoo_info(entry), made_for=True)
+
+
+def _zoo_info(entry: zoo.Entry) -> export.Info:
+    return export.Info(
+        arch=entry.arch,
+        kwargs={**vit.defaults(entry.arch), **entry.kwargs},
+        image_size_px=entry.image_size_px,
+        mean=entry.mean,
+        std=entry.std,
+        embedding=entry.embedding,
+        prefix_tokens=entry.prefix_tokens,
+    )
+
+
 def _file(path: Path, arch: str | None) -> _Loaded:
     if path.suffix not in files.SUFFIXES:
         raise errors.UsageError(
@@ -215,8 +253,12 @@ def _file(path: Path, arch: str | None) -> _Loaded:
             f"{path} does not say which architecture it holds.",
             f"--model {path} --arch vit_small_patch16_224",
         )
-    module = vit.build(arch)
+    entry = zoo.find(arch)
+    module = vit.build(entry.arch, **entry.kwargs) if entry else vit.build(arch)
     selected, beside = foreign.select(files.read(path), str(path))
+    if hub_names.recognise(selected):
+        selected, more = hub_names.convert(selected)
+        beside += more
     prefix = vit.prefix_tokens(module)
     embedded = prefix if not getattr(module, "no_embed_class", False) else 0
     state, dropped = foreign.convert(selected, class_in_pos_embed=embedded > 0)
@@ -226,8 +268,9 @@ def _file(path: Path, arch: str | None) -> _Loaded:
         state["pos_embed"] = foreign.resample_positions(state["pos_embed"], grid, embedded)
     foreign.check_fit(state, target, f"{path} does not fit {arch}")
     module.load_state_dict(state)
+    info = _zoo_info(entry) if entry else _timm_info(arch, module)
     return _Loaded(
-        module=module, name=arch, info=_timm_info(arch, module), dropped=[*beside, *dropped]
+        module=module, name=arch, info=info, made_for=bool(entry), dropped=[*beside, *dropped]
     )
 
 

@@ -1,7 +1,8 @@
 """Linear heads, several runs trained at once as one batched computation.
 
-Legend: R = runs, B = batch, N = rows, K = width, C = classes. Gradients are written out: the loss
-is the mean cross-entropy of softmax(x W + b), so dL/dlogits = (softmax - onehot) / B.
+Legend: R = runs, B = batch, N = rows, K = width, C = outputs: one a class, or one for two classes.
+Gradients are written out: the loss is the mean cross-entropy of softmax(x W + b), so dL/dlogits =
+(softmax - onehot) / B; of one output it is the binary one, and dL/dlogit = (sigmoid - y) / B.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ that others use too."""
 Report = Callable[[int, int], None]
 
 
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of AdamW: torch's defaults."""
+
+
 @dataclasses.dataclass(slots=True)
 class Heads:
-    """Weights, biases and momentum of R heads."""
+    """Weights, biases, momentum and mean squares of the gradients (AdamW) of R heads."""
 
     weight_RKC: torch.Tensor
     bias_R1C: torch.Tensor
     weight_momentum_RKC: torch.Tensor
     bias_momentum_R1C: torch.Tensor
+    weight_square_RKC: torch.Tensor
+    bias_square_R1C: torch.Tensor
 
     @classmethod
     def fresh(
@@ -45,17 +52,19 @@ class Heads:
         )
         both = torch.from_numpy(drawn.astype(np.float32)).to(device)
         weight, bias = both[:, :-1].contiguous(), both[:, -1:].contiguous()
-        return cls(weight, bias, torch.zeros_like(weight), torch.zeros_like(bias))
+        moments = [torch.zeros_like(value) for value in (weight, bias, weight, bias)]
+        return cls(weight, bias, *moments)
+
+    @property
+    def classes(self) -> int:
+        """Classes that the heads tell apart."""
+        return max(2, self.weight_RKC.shape[2])
 
     def step(
         self, x_RBK: torch.Tensor, y_RB: torch.Tensor, lr: float, momentum: float, nesterov: bool
     ) -> None:
         """Take one step of SGD: m = mu m + g, then w -= lr (g + mu m), or lr m without Nesterov."""
-        grad_RBC = torch.baddbmm(self.bias_R1C, x_RBK, self.weight_RKC).softmax(-1)
-        minus_one = grad_RBC.new_full((), -1.0).expand(*y_RB.shape, 1)
-        grad_RBC.scatter_add_(-1, y_RB[..., None], minus_one).div_(y_RB.shape[1])
-        weight_grad = (grad_RBC.transpose(1, 2) @ x_RBK).transpose(1, 2)
-        bias_grad = grad_RBC.sum(1, keepdim=True)
+        weight_grad, bias_grad = self._gradients(x_RBK, y_RB)
         for value, moment, grad in (
             (self.weight_RKC, self.weight_momentum_RKC, weight_grad),
             (self.bias_R1C, self.bias_momentum_R1C, bias_grad),
@@ -67,24 +76,55 @@ class Heads:
             else:
                 value.sub_(moment, alpha=lr)
 
+    def step_adamw(
+        self, x_RBK: torch.Tensor, y_RB: torch.Tensor, lr: float, weight_decay: float, number: int
+    ) -> None:
+        """Take step 1, 2, ... of AdamW: decoupled decay, both moments corrected for their start."""
+        weight_grad, bias_grad = self._gradients(x_RBK, y_RB)
+        first, second = BETAS
+        for value, moment, square, grad in (
+            (self.weight_RKC, self.weight_momentum_RKC, self.weight_square_RKC, weight_grad),
+            (self.bias_R1C, self.bias_momentum_R1C, self.bias_square_R1C, bias_grad),
+        ):
+            value.mul_(1 - lr * weight_decay)
+            moment.lerp_(grad, 1 - first)
+            square.mul_(second).addcmul_(grad, grad, value=1 - second)
+            spread = (square / (1 - second**number)).sqrt_().add_(EPS)
+            value.addcdiv_(moment, spread, value=-lr / (1 - first**number))
+
     def predict(self, x_NK: torch.Tensor) -> torch.Tensor:
         """Most likely class of every row by every head, (R, N) int64."""
-        runs, width, classes = self.weight_RKC.shape
-        weight = self.weight_RKC.permute(1, 0, 2).reshape(width, runs * classes)
-        bias = self.bias_R1C.reshape(runs * classes)
-        parts = [
-            torch.addmm(bias, part, weight).view(-1, runs, classes).argmax(-1)
-            for part in torch.split(x_NK, PREDICT_ROWS)
-        ]
+        runs, width, outputs = self.weight_RKC.shape
+        weight = self.weight_RKC.permute(1, 0, 2).reshape(width, runs * outputs)
+        bias = self.bias_R1C.reshape(runs * outputs)
+        parts = []
+        for part in torch.split(x_NK, PREDICT_ROWS):
+            logits = torch.addmm(bias, part, weight).view(-1, runs, outputs)
+            parts.append(logits.argmax(-1) if outputs > 1 else (logits[..., 0] > 0).long())
         return torch.cat(parts).T
 
     def confusion(self, x_NK: torch.Tensor, y_N: torch.Tensor) -> metrics.Counts:
         """Confusion table of every head, (R, C, C)."""
-        runs, _, classes = self.weight_RKC.shape
+        runs, classes = len(self.weight_RKC), self.classes
         cells = torch.arange(runs, device=y_N.device)[:, None] * classes + y_N
         pairs = (cells * classes + self.predict(x_NK)).ravel()
         counts = torch.bincount(pairs, minlength=runs * classes * classes)
         return counts.view(runs, classes, classes).cpu().numpy()
+
+    def _gradients(
+        self, x_RBK: torch.Tensor, y_RB: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of the loss by the weights (R, K, C) and the biases (R, 1, C)."""
+        grad_RBC = torch.baddbmm(self.bias_R1C, x_RBK, self.weight_RKC)
+        if grad_RBC.shape[2] == 1:
+            grad_RBC = grad_RBC.sigmoid_().sub_(y_RB[..., None])
+        else:
+            grad_RBC = grad_RBC.softmax(-1)
+            minus_one = grad_RBC.new_full((), -1.0).expand(*y_RB.shape, 1)
+            grad_RBC.scatter_add_(-1, y_RB[..., None], minus_one)
+        grad_RBC.div_(y_RB.shape[1])
+        weight_grad = (grad_RBC.transpose(1, 2) @ x_RBK).transpose(1, 2)
+        return weight_grad, grad_RBC.sum(1, keepdim=True)
 
     def take(self, runs: torch.Tensor) -> Heads:
         """The heads at these positions, copied."""
@@ -114,20 +154,21 @@ def order(seed: int, epoch: int, rows: int) -> torch.Tensor:
 
 def fit(
     train: tuple[torch.Tensor, torch.Tensor],
-    select: tuple[torch.Tensor, torch.Tensor],
+    select: tuple[torch.Tensor, torch.Tensor] | None,
     classes: int,
     protocol: protocols.Protocol,
     seeds: Sequence[int],
     progress: Report | None = None,
 ) -> Fit:
-    """Train one head a seed; keep each run's state with the best balanced accuracy on `select`.
+    """Train one head a seed; keep each run's state with the best score on `select`.
 
     `select` is looked at after every epoch and after the last step. A run stops once it has not
     improved for the protocol's patience; the others go on.
 
     Args:
         train: (N, K) float32 features and (N,) int64 classes.
-        select: the same of the split that chooses the state.
+        select: the same of the split that chooses the state; None takes all steps and keeps the
+            last state.
         classes: C.
         protocol: how to train.
         seeds: one a run; a run's numbers depend on its own seed only.
@@ -135,7 +176,10 @@ def fit(
     """
     x_NK, y_N = train
     plan = protocols.schedule(protocol, len(x_NK))
-    heads = Heads.fresh(seeds, x_NK.shape[1], classes, x_NK.device)
+    outputs = 1 if protocol.one_output and classes == 2 else classes
+    starts = [seeds[0]] * len(seeds) if protocol.shared_start else seeds
+    heads = Heads.fresh(starts, x_NK.shape[1], outputs, x_NK.device)
+    score = _monitor(protocol, classes)
     runs = torch.arange(len(seeds), device=x_NK.device)
     best = heads.take(runs)
     watch = _Watch(len(seeds), plan.patience_epochs)
@@ -143,7 +187,11 @@ def fit(
         orders = torch.stack([order(seeds[run], epoch, len(x_NK)) for run in runs.tolist()])
         with _threads(len(runs) * plan.batch_size * x_NK.shape[1]):
             step = _train_epoch(heads, train, orders.to(x_NK.device), protocol, plan, epoch)
-        values = metrics.balanced_accuracy(heads.confusion(*select))
+        if select is None:
+            if progress:
+                progress(step, plan.steps)
+            continue
+        values = score(heads.confusion(*select))
         improved, going = watch.update(runs.tolist(), step, values)
         better = torch.tensor(improved, dtype=torch.int64, device=runs.device)
         best.put(runs[better], heads.take(better))
@@ -154,7 +202,17 @@ def fit(
         if len(going) < len(runs):
             kept = torch.tensor(going, device=runs.device)
             heads, runs = heads.take(kept), runs[kept]
+    if select is None:
+        return Fit(heads, [plan.steps] * len(seeds), [plan.steps] * len(seeds))
     return Fit(best, watch.best_step, watch.last_step)
+
+
+def _monitor(
+    protocol: protocols.Protocol, classes: int
+) -> Callable[[metrics.Counts], metrics.Values]:
+    if classes == 2 and protocol.binary_monitor == "accuracy":
+        return metrics.accuracy
+    return metrics.balanced_accuracy
 
 
 def _train_epoch(
@@ -171,8 +229,11 @@ def _train_epoch(
     for picked_RB in torch.split(orders_RN, plan.batch_size, dim=1)[: plan.steps - step]:
         x_RBK = x_NK.index_select(0, picked_RB.reshape(-1)).view(*picked_RB.shape, -1)
         lr = plan.lr_at(step)
-        heads.step(x_RBK, y_N[picked_RB], lr, protocol.momentum, protocol.nesterov)
         step += 1
+        if protocol.optimiser == "adamw":
+            heads.step_adamw(x_RBK, y_N[picked_RB], lr, protocol.weight_decay, step)
+        else:
+            heads.step(x_RBK, y_N[picked_RB], lr, protocol.momentum, protocol.nesterov)
     return step
 
 

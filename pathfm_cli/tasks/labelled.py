@@ -35,10 +35,22 @@ class Data:
     notes: tuple[str, ...]
     """What a person should know about the choice of rows."""
 
-    @property
-    def select(self) -> str:
-        """The role that chooses the state of a run."""
-        return "val" if "val" in self.names else "test"
+    select: str | None
+    """The role that chooses the state of a run; None where the last one is taken."""
+
+    def units(self, role: str) -> npt.NDArray[np.int64]:
+        """What belongs together in a role, (n,) numbers from 0: the groups, else each row alone.
+
+        Rows without a group stand alone.
+        """
+        rows = self.rows[role]
+        if "group" not in self.source.table.columns:
+            return np.arange(len(rows))
+        alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
+        named = self.source.table["group"].gather(rows).cast(pl.String)
+        keys = pl.select(pl.coalesce(pl.format("group {}", named), alone)).to_series()
+        found: npt.NDArray[np.int64] = np.unique(keys.to_numpy(), return_inverse=True)[1]
+        return found
 
     @property
     def report(self) -> str:
@@ -46,12 +58,14 @@ class Data:
         return "test" if "test" in self.names else "val"
 
 
-def prepare(source: features.Features, wanted: Mapping[str, str]) -> Data:
+def prepare(source: features.Features, wanted: Mapping[str, str], select: str = "val") -> Data:
     """Choose the rows of every role and number the classes.
 
     Args:
         source: embeddings with columns `label` and `split`.
         wanted: name of the split for each of `ROLES`. A role under its own name may be absent.
+        select: `val`, where there is one, else what is reported; `test`, what is reported; or
+            `last`, none.
 
     Raises:
         errors.InputError: no column `label` or `split`, no train or nothing to report, one class
@@ -75,9 +89,11 @@ def prepare(source: features.Features, wanted: Mapping[str, str]) -> Data:
             )
     classes, labels = _number(source, names, rows)
     unlabelled = sum(len(every[role]) - len(rows[role]) for role in rows)
-    notes = _notes(source, names, unlabelled)
+    notes = _selection_notes(names, select) + _notes(source, names, unlabelled)
     notes += _missing_classes(classes, labels)
-    return Data(source, names, classes, rows, labels, tuple(notes))
+    report = "test" if "test" in names else "val"
+    chooses = {"val": "val" if "val" in names else "test", "test": report, "last": None}[select]
+    return Data(source, names, classes, rows, labels, tuple(notes), chooses)
 
 
 def _names(source: features.Features, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -128,18 +144,29 @@ def _number(
     return tuple(map(str, known)), labels
 
 
-def _notes(source: features.Features, names: Mapping[str, str], unlabelled: int) -> list[str]:
+def _selection_notes(names: Mapping[str, str], select: str) -> list[str]:
+    """Say it where the split that is reported chose the state."""
     notes = []
-    if "val" not in names:
+    if select == "test" and len(names) == 3:
+        notes.append(
+            f"--select test: the best state of each run is chosen on {names['test']}, the split "
+            "that is reported, so the score is optimistic"
+        )
+    if select != "last" and "val" not in names:
         notes.append(
             f"no split val: the best state of each run is chosen on {names['test']}, the split "
             "that is reported, so the score is optimistic"
         )
-    if "test" not in names:
+    if select != "last" and "test" not in names:
         notes.append(
             f"no split test: the score is of {names['val']}, which also chose the best state of "
             "each run, so it is optimistic"
         )
+    return notes
+
+
+def _notes(source: features.Features, names: Mapping[str, str], unlabelled: int) -> list[str]:
+    notes = []
     if source.failed:
         notes.append(f"{source.failed} rows without an embedding are left out")
     if unlabelled:

@@ -224,6 +224,10 @@ def _tinted(image: Pixels, label: Pixels) -> Pixels:
 
 
 def _label(path: Path) -> npt.NDArray[np.int64]:
+    if path.suffix == ".mat":
+        from pathfm_cli.tasks import typemap
+
+        return typemap.read(path).astype(np.int64)
     try:
         with pillow.open(path, formats=("PNG", "TIFF", "BMP")) as image:
             if image.width * image.height > images.MAX_IMAGE_PX:

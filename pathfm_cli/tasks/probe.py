@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pathfm_cli import artifacts
-from pathfm_cli.tasks import features, heads, labelled, metrics, protocols, scores
+from pathfm_cli.tasks import bootstrap, features, heads, labelled, metrics, protocols, scores
 
 Report = Callable[[int, int], None]
 
@@ -50,14 +50,15 @@ def probe(
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
         return scores.Result(old, ("up to date",))
     start = time.perf_counter()
-    data = labelled.prepare(source, config.splits())
+    data = labelled.prepare(source, config.splits(), config.select)
     protocol = protocols.find(config.protocol)
     tensors = _load(data, torch.device(device))
     seeds = [config.seed + run for run in range(config.runs)]
     classes = len(data.classes)
-    fit = heads.fit(tensors["train"], tensors[data.select], classes, protocol, seeds, progress)
+    select = tensors[data.select] if data.select else None
+    fit = heads.fit(tensors["train"], select, classes, protocol, seeds, progress)
     tables = {role: fit.heads.confusion(*tensors[role]) for role in tensors if role != "train"}
-    rows = _rows(tables, fit, data)
+    rows = _rows(tables, fit, data) + _interval(fit, tensors[data.report], data, config.seed)
     numbers = _metrics(rows, data) | {"seconds": time.perf_counter() - start}
     made = dataclasses.replace(made, metrics=numbers)
     lines = _lines(rows, data, config)
@@ -74,7 +75,7 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
     Raises:
         errors.InputError, errors.UsageError: as `labelled.prepare`.
     """
-    data = labelled.prepare(source, config.splits())
+    data = labelled.prepare(source, config.splits(), config.select)
     schedule = protocols.schedule(protocols.find(config.protocol), len(data.rows["train"]))
     return {
         "input": str(source.path),
@@ -116,8 +117,23 @@ def _rows(
             if not np.isnan(values).any():
                 rows += _over_runs(name, role, values.tolist())
     for name, steps in (("best_step", fit.best_step), ("stopped_step", fit.stopped_step)):
-        rows += [(name, data.select, run, float(step)) for run, step in enumerate(steps)]
+        rows += [(name, data.select or "", run, float(step)) for run, step in enumerate(steps)]
     return rows
+
+
+def _interval(
+    fit: heads.Fit,
+    tested: tuple[torch.Tensor, torch.Tensor],
+    data: labelled.Data,
+    seed: int,
+) -> list[scores.Row]:
+    """The bootstrap interval of the score."""
+    x_NK, y_N = tested
+    right_N = (fit.heads.predict(x_NK) == y_N).double().mean(0).cpu().numpy()
+    units_N = data.units(data.report)
+    ends = bootstrap.balanced_accuracy(data.labels[data.report], right_N, units_N, seed)
+    names = ("balanced_accuracy_low", "balanced_accuracy_high")
+    return [(name, data.report, None, end) for name, end in zip(names, ends, strict=True)]
 
 
 def _over_runs(name: str, role: str, values: list[float]) -> list[scores.Row]:
@@ -133,10 +149,16 @@ def _metrics(rows: list[scores.Row], data: labelled.Data) -> dict[str, float]:
     over = {(name, role): value for name, role, run, value in rows if run is None}
     numbers = {
         name: over[name, data.report]
-        for name in ("balanced_accuracy", "balanced_accuracy_std", "accuracy")
+        for name in (
+            "balanced_accuracy",
+            "balanced_accuracy_std",
+            "balanced_accuracy_low",
+            "balanced_accuracy_high",
+            "accuracy",
+        )
         if (name, data.report) in over
     }
-    if data.select != data.report:
+    if "val" in data.names and data.report != "val":
         numbers["val_balanced_accuracy"] = over["balanced_accuracy", "val"]
     numbers |= {f"n_{role}": len(chosen) for role, chosen in data.rows.items()}
     return numbers | {
@@ -157,6 +179,7 @@ def _details(
         "selected_on": data.select,
         "reported_on": data.report,
         "std_ddof": 1,
+        "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL},
         "notes": list(data.notes),
         "confusion": {role: table.tolist() for role, table in tables.items()},
     }
@@ -183,4 +206,12 @@ def _lines(rows: list[scores.Row], data: labelled.Data, config: protocols.Config
             runs = " ".join(f"{value:.3f}" for value in values)
             name, count = data.names[role], len(data.rows[role])
             lines.append(f"{name:<8}{count:>8}{statistics.fmean(values):>9.4f}{sd:>8}   {runs}")
+    low, high = (
+        value for name, _, _, value in rows if name.endswith(("accuracy_low", "accuracy_high"))
+    )
+    drawn = "groups" if "group" in data.source.table.columns else "images"
+    lines.append(
+        f"{data.names[data.report]}: {low:.4f} to {high:.4f} in {bootstrap.LEVEL:.0%} of "
+        f"{bootstrap.DRAWS} resamples of its {drawn}"
+    )
     return lines

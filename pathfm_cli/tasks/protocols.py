@@ -18,7 +18,7 @@ class Protocol:
     """How the head is trained and which of its states is reported.
 
     The head is one linear layer (weight and bias, uniform in +-1/sqrt(K)) on the embeddings as they
-    are: no standardisation. Loss: mean cross-entropy over the batch, one output per class.
+    are: no standardisation. Loss: mean cross-entropy over the batch.
     """
 
     name: str
@@ -30,13 +30,34 @@ class Protocol:
     small_batch_size: int
     """Batch of smaller data sets; the learning rate shrinks in proportion."""
     lr: float
-    """Learning rate at `batch_size`; falls to 0 along half a cosine over `steps`, no warmup."""
-    momentum: float
+    """Learning rate at `batch_size`."""
+    shape: str
+    """How the learning rate moves, one of `SHAPES`."""
+    optimiser: str = "sgd"
+    """`sgd` or `adamw`."""
+    momentum: float = 0.0
     """Of SGD."""
-    nesterov: bool
+    nesterov: bool = False
     """Whether the momentum is Nesterov's."""
+    weight_decay: float = 0.0
+    """Of AdamW, whose other numbers are torch's: betas 0.9 and 0.999, eps 1e-8."""
     patience: float
     """Early stopping: validation epochs without improvement, as a share of the most epochs."""
+    patience_up: bool = False
+    """Whether that share is rounded up, not down."""
+    patience_shipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Patience of data sets for which it was a number of its own, by their training rows."""
+    one_output: bool = False
+    """Whether two classes are told apart by one output (binary cross-entropy, cut at 0.5)."""
+    binary_monitor: str = "balanced_accuracy"
+    """What chooses the state where there are two classes; `balanced_accuracy` for more."""
+    shared_start: bool = False
+    """Whether all runs begin with the same head and differ in the order of the data alone."""
+
+
+SHAPES = ("cosine by step", "cosine by epoch", "third for five epochs")
+"""Half a cosine to 0 over all steps; the same with one move an epoch, so that it hardly falls
+(kaiko-eva 0.0.2); a third of the rate for five epochs, then the rate (kaiko-eva 0.4)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,10 +70,15 @@ class Schedule:
     steps_per_epoch: int
     max_epochs: int
     patience_epochs: int
+    shape: str = SHAPES[0]
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: lr (1 + cos(pi step / steps)) / 2."""
-        return self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+        """Learning rate of step 0, 1, ...; a cosine is lr (1 + cos(pi moves / steps)) / 2."""
+        epoch = step // self.steps_per_epoch
+        if self.shape == "third for five epochs":
+            return self.lr / 3 if epoch < 5 else self.lr
+        moves = step if self.shape == "cosine by step" else epoch
+        return self.lr * (1 + math.cos(math.pi * moves / self.steps)) / 2
 
 
 PROTOCOLS = {
@@ -64,12 +90,44 @@ PROTOCOLS = {
             batch_size=4096,  # paper Table VI
             small_batch_size=256,  # kaiko-eva 0.0.1 for BACH and MHIST; the paper names no number
             lr=0.01,  # paper Table VI
+            shape="cosine by step",  # paper Table VI
             momentum=0.9,  # paper Table VI
             nesterov=True,  # paper Table VI
             patience=0.05,  # paper Table VI: max epochs / 20
         ),
+        Protocol(
+            name="eva-0.0.2",  # what kaiko-eva 0.0.1 and 0.0.2 did, as released
+            steps=12_500,
+            batch_size=4096,  # CRC, PCam
+            small_batch_size=256,  # BACH, MHIST
+            lr=0.01,
+            shape="cosine by epoch",  # CosineAnnealingLR(T_max=12500), moved once an epoch
+            momentum=0.9,
+            patience=0.05,
+            patience_shipped={"268": 400, "2175": 51, "100000": 24, "262144": 9},
+            one_output=True,
+            binary_monitor="accuracy",
+            shared_start=True,
+        ),
+        Protocol(
+            name="eva-0.4",  # kaiko-eva 0.4.5
+            steps=12_500,
+            batch_size=256,
+            small_batch_size=256,
+            lr=3e-4,
+            shape="third for five epochs",  # ConstantLR of torch with its defaults
+            optimiser="adamw",
+            weight_decay=0.01,  # AdamW of torch with its default
+            patience=0.2,
+            patience_up=True,  # 1250, 7, 278 and 3 epochs for BACH, CRC, MHIST and PCam
+            one_output=True,
+        ),
     )
 }
+
+
+SELECT = ("val", "test", "last")
+"""`last` looks at no split: every run takes all steps, and its last state is reported."""
 
 
 def find(name: str) -> Protocol:
@@ -101,9 +159,15 @@ class Config:
     """Split that chooses the state of each run; `valid` and `validation` are found too."""
     test: str = "test"
     """Split that is reported."""
+    select: str = "val"
+    """Which split chooses the state of each run, one of `SELECT`."""
 
     def __post_init__(self) -> None:
         find(self.protocol)
+        if self.select not in SELECT:
+            raise errors.UsageError(
+                f"--select {self.select} is none of {', '.join(SELECT)}.", "--select last"
+            )
         if len({self.train, self.val, self.test}) < 3:
             raise errors.UsageError(
                 "--train, --val and --test name three different splits.",
@@ -130,11 +194,16 @@ def schedule(protocol: Protocol, n_train: int) -> Schedule:
     batch = protocol.small_batch_size if small else protocol.batch_size
     per_epoch = math.ceil(n_train / batch)
     epochs = math.ceil(protocol.steps / per_epoch)
+    share = epochs * protocol.patience
+    patience = protocol.patience_shipped.get(
+        str(n_train), math.ceil(share) if protocol.patience_up else math.floor(share)
+    )
     return Schedule(
         batch_size=batch,
         lr=protocol.lr * batch / protocol.batch_size,
         steps=protocol.steps,
         steps_per_epoch=per_epoch,
         max_epochs=epochs,
-        patience_epochs=max(1, math.floor(epochs * protocol.patience)),
+        patience_epochs=max(1, patience),
+        shape=protocol.shape,
     )

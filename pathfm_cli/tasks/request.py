@@ -11,6 +11,7 @@ from typing import Any
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import draw, sample
 from pathfm_cli.tasks import images, source
+from pathfm_cli.tasks.datasets import catalogue
 
 
 def check(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -104,6 +105,38 @@ def open_images(
     if grid:
         raise errors.UsageError("A grid is for tissue, not for image files.", "leave out --mpp")
     return images.open_images(Path(path), columns)
+
+
+def open_named(
+    folder: Path | None,
+    task: str | None,
+    data: Path | None,
+    columns: source.Columns,
+    grid: source.Grid | None,
+    *,
+    partial: bool,
+) -> source.Source | None:
+    """Open what flags name: image files, or a public data set, which leaves no choice; else None.
+
+    Args:
+        folder: value of `--images`.
+        task: name of a data set.
+        data: its folder.
+        columns: as in `open_images`.
+        grid: as in `open_images`.
+        partial: see `datasets.base.Dataset.open`.
+
+    Raises:
+        errors.UsageError, errors.InputError: as `open_images`, `catalogue.open_task`.
+    """
+    if task is not None:
+        refused = [f"--{fact}" for fact in source.FACTS if getattr(columns, fact)]
+        refused += ["--images"] if folder else []
+        refused += ["--mpp"] if grid else []
+        return catalogue.open_task(task, data, partial=partial, refused=refused)
+    if data or partial:
+        raise errors.UsageError("--data and --partial go with --task.", "--task bach")
+    return open_images(folder, columns, grid) if folder else None
 
 
 def plan(data: source.Source, spec: str, out: str | os.PathLike[str]) -> dict[str, Any]:

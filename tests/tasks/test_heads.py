@@ -165,3 +165,75 @@ def test_confusion_of_every_head():
         logits = x @ state.weight_RKC[run] + state.bias_R1C[run, 0]
         expected = sklearn_metrics.confusion_matrix(y, logits.argmax(1), labels=[0, 1, 2])
         assert tables[run].tolist() == expected.tolist()
+
+
+def test_adamw_equals_torch():
+    x, y = blobs(64)
+    state = heads.Heads.fresh([7], x.shape[1], 3)
+    layer = torch.nn.Linear(x.shape[1], 3)
+    layer.load_state_dict({"weight": state.weight_RKC[0].T, "bias": state.bias_R1C[0, 0]})
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.05, weight_decay=0.3)
+    for number in range(1, 9):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(layer(x), y).backward()
+        optimiser.step()
+        state.step_adamw(x[None], y[None], 0.05, 0.3, number)
+    torch.testing.assert_close(state.weight_RKC[0].T, layer.weight.data, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(state.bias_R1C[0, 0], layer.bias.data, atol=1e-6, rtol=1e-5)
+
+
+def test_one_output_equals_torch_binary_cross_entropy():
+    x, y = blobs(64, classes=2)
+    state = heads.Heads.fresh([7], x.shape[1], 1)
+    layer = torch.nn.Linear(x.shape[1], 1)
+    layer.load_state_dict({"weight": state.weight_RKC[0].T, "bias": state.bias_R1C[0, 0]})
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        optimiser.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(layer(x)[:, 0], y.float())
+        loss.backward()
+        optimiser.step()
+        state.step(x[None], y[None], 0.1, 0.9, nesterov=False)
+    torch.testing.assert_close(state.weight_RKC[0].T, layer.weight.data, atol=1e-6, rtol=1e-5)
+    expected = (torch.sigmoid(layer(x)[:, 0]) > 0.5).long()
+    assert torch.equal(state.predict(x)[0], expected) and 0 < expected.sum() < 64
+    table = sklearn_metrics.confusion_matrix(y, expected)
+    assert state.confusion(x, y)[0].tolist() == table.tolist()
+
+
+def test_two_classes_have_one_output_only_where_the_protocol_says_so():
+    train = blobs(100, classes=2)
+    for name, outputs in (("paper", 2), ("eva-0.0.2", 1), ("eva-0.4", 1)):
+        protocol = dataclasses.replace(protocols.find(name), steps=3)
+        assert heads.fit(train, train, 2, protocol, [0]).heads.weight_RKC.shape[2] == outputs
+        assert heads.fit(blobs(100), None, 3, protocol, [0]).heads.weight_RKC.shape[2] == 3
+
+
+def test_a_shared_start_leaves_the_order_as_the_only_difference():
+    train = blobs(600)
+    protocol = dataclasses.replace(protocols.find("eva-0.0.2"), steps=1, lr=0.0)
+    fit = heads.fit(train, None, 3, protocol, [4, 5])
+    assert torch.equal(fit.heads.weight_RKC[0], fit.heads.weight_RKC[1])
+    moved = heads.fit(train, None, 3, dataclasses.replace(protocol, lr=1.0), [4, 5])
+    assert not torch.equal(moved.heads.weight_RKC[0], moved.heads.weight_RKC[1])
+    own = heads.fit(train, None, 3, dataclasses.replace(protocol, shared_start=False), [4, 5])
+    assert not torch.equal(own.heads.weight_RKC[0], own.heads.weight_RKC[1])
+
+
+def test_the_last_state_takes_all_steps():
+    train = blobs(300, distance=0.6)
+    protocol = dataclasses.replace(PAPER, steps=60, lr=1.0)
+    fit = heads.fit(train, None, 3, protocol, [0, 1])
+    assert (fit.best_step, fit.stopped_step) == ([60, 60], [60, 60])
+    plan = protocols.schedule(protocol, 300)
+    weight, bias = reference(*train, 3, plan, 1, 60)
+    np.testing.assert_allclose(fit.heads.weight_RKC[1], weight, atol=1e-4)
+    np.testing.assert_allclose(fit.heads.bias_R1C[1, 0], bias, atol=1e-4)
+
+
+def test_two_classes_are_watched_by_plain_accuracy_in_eva_002():
+    table = np.array([[[90, 0], [9, 1]]])
+    assert heads._monitor(protocols.find("eva-0.0.2"), 2)(table) == pytest.approx([0.91])
+    assert heads._monitor(protocols.find("eva-0.4"), 2)(table) == pytest.approx([0.55])
+    three = np.array([[[4, 0, 0], [1, 1, 0], [0, 0, 2]]])
+    assert heads._monitor(protocols.find("eva-0.0.2"), 3)(three) == pytest.approx([2.5 / 3])

@@ -98,3 +98,13 @@ def test_a_missing_column_is_named(tmp_path, column):
     pl.read_parquet(full.path).drop(column).write_parquet(full.path)
     with pytest.raises(errors.InputError, match=f"no column `{column}`"):
         labelled.prepare(features.open_features(full.path), ROLES)
+
+
+def test_units_are_groups_and_rows_without_one_stand_alone(tmp_path):
+    splits = ["train", "train", "test", "test", "test", "test", "test"]
+    labels = list("ababaab")
+    grouped = source(tmp_path, labels, splits, group=["p", "q", "r", "s", "r", None, None])
+    units = labelled.prepare(grouped, ROLES).units("test").tolist()
+    assert units[0] == units[2] and len(set(units)) == 4 == max(units) + 1
+    plain = labelled.prepare(source(tmp_path, labels, splits), ROLES)
+    assert plain.units("test").tolist() == [0, 1, 2, 3, 4]

@@ -51,6 +51,9 @@ def test_the_artifact_holds_what_its_heads_score(tmp_path):
     assert metrics["balanced_accuracy_std"] == pytest.approx(np.std(scores, ddof=1))
     assert (metrics["n_train"], metrics["n_val"], metrics["n_test"]) == (200, 100, 100)
     assert document["selected_on"] == "val" and document["std_ddof"] == 1
+    ends = [metrics[f"balanced_accuracy_{end}"] for end in ("low", "high")]
+    assert ends[0] < metrics["balanced_accuracy"] < ends[1]
+    assert 0.1 < ends[1] - ends[0] < 0.3, "100 images: about 2 x 1.96 x 0.05"
     assert document["settings"]["protocol"]["batch_size"] == 4096
     assert (document["schedule"]["batch_size"], document["schedule"]["lr"]) == (256, 6.25e-4)
 
@@ -88,6 +91,36 @@ def test_without_val_the_warning_is_there(tmp_path):
     result = probe.probe(embeddings(tmp_path, val=False), None, protocols.Config(runs=1))
     assert "chosen on test" in result.notes[0]
     assert "val_balanced_accuracy" not in result.record["metrics"]
+
+
+def test_what_chooses_the_state(tmp_path):
+    source = embeddings(tmp_path)
+    by_test = probe.probe(source, tmp_path / "t", protocols.Config(runs=2, select="test"))
+    assert by_test.notes[0].startswith("--select test: ") and "optimistic" in by_test.notes[0]
+    document = json.loads((tmp_path / "t" / "scores.json").read_text())
+    assert document["selected_on"] == "test" == document["reported_on"]
+    assert "val_balanced_accuracy" in by_test.record["metrics"]
+    by_val = probe.probe(source, None, protocols.Config(runs=2))
+    found = [one.record["metrics"]["balanced_accuracy"] for one in (by_test, by_val)]
+    assert found[0] >= found[1] and by_val.notes == ()
+    last = probe.probe(source, tmp_path / "l", protocols.Config(runs=1, select="last"))
+    assert last.notes == ()
+    table = pl.read_parquet(last.record["path"])
+    assert table.filter(metric="best_step").rows() == [("best_step", "", 0, 12_500.0)]
+    alone = probe.probe(
+        embeddings(tmp_path, val=False, name="n.parquet"),
+        None,
+        protocols.Config(runs=1, select="last"),
+    )
+    assert alone.notes == ()
+
+
+@pytest.mark.parametrize("name", ["eva-0.0.2", "eva-0.4"])
+def test_other_protocols_reach_similar_scores(tmp_path, name):
+    source = embeddings(tmp_path)
+    found = probe.probe(source, None, protocols.Config(runs=1, protocol=name)).record["metrics"]
+    paper = probe.probe(source, None, protocols.Config(runs=1)).record["metrics"]
+    assert found["balanced_accuracy"] == pytest.approx(paper["balanced_accuracy"], abs=0.06)
 
 
 def test_plan_says_what_follows(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pathfm_cli import errors
+from pathfm_cli.tasks import source
 from pathfm_cli.tasks.datasets import bach, base, breakhis, consep, crc, mhist, pcam, tp53
 
 VARIABLE = "PATHFM_DATA"
@@ -49,3 +50,27 @@ def locate(name: str, data: Path | None) -> Path:
         return Path(root).expanduser() / name
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(home).expanduser() / "pathfm" / name
+
+
+def open_task(
+    name: str, data: Path | None, *, partial: bool, refused: Sequence[str] = ()
+) -> source.Source:
+    """Open a data set by name.
+
+    Args:
+        name: of the data set.
+        data: its folder, see `locate`.
+        partial: see `base.Dataset.open`.
+        refused: options that were given and do not go with a data set.
+
+    Raises:
+        errors.UsageError: unknown name, or an option does not fit.
+        errors.InputError: as `base.Dataset.open`.
+    """
+    dataset = find(name)
+    if refused:
+        raise errors.UsageError(
+            f"{refused[0]} does not go with --task: {name} says itself what its images are.",
+            f"leave {refused[0]} out",
+        )
+    return dataset.open(locate(name, data), partial=partial)
