@@ -67,8 +67,17 @@ def mask(
     slot = pipe.Slot(("slides",))
     path = pipe.bind("mask", slides or [], {"slides": slot}, out=out)["slides"]
     sink = output.Sink(json, quiet)
+    names = library.slide_ids(path)
+    if preview:
+        contact.check(preview, overwrite=overwrite)
+        for name in names:
+            pictures.check_free(shapes.file_for(preview, name, ".png"), overwrite=overwrite)
+    if geojson:
+        shapes.check(geojson, names, overwrite=overwrite)
     if dry_run:
         return sink.plan(library.plan(path, out, finder, overwrite=overwrite))
+    for folder in filter(None, (preview, geojson)):
+        disk.make_folder(folder)
     with progress.track("mask", quiet=quiet) as report:
         done = library.mask(path, out, finder, workers, max_failed, overwrite, report)
     for sentence in done.notes:
@@ -76,11 +85,13 @@ def mask(
     output.failures(done.failures, done.record["rows"], "slides")
     if preview:
         with progress.track("preview", quiet=quiet) as report:
-            lost = pictures.outlines(out, preview, workers=workers, progress=report)
-            contact.sheet(out, preview, workers=workers)
+            lost = pictures.outlines(
+                *(out, preview), workers=workers, overwrite=overwrite, progress=report
+            )
+            contact.sheet(out, preview, workers=workers, overwrite=overwrite)
         output.failures(lost, done.record["rows"], "previews")
     if geojson:
-        shapes.export(out, geojson)
+        shapes.export(out, geojson, overwrite=overwrite)
     sink.emit(done.record, done.summary, f"pathfm sample {out} --n 1000 -o patches.parquet")
     # Sink.emit answers 4 for errors carried over from index as well; only new ones count here.
     return errors.PARTIAL if done.failures else 0

@@ -20,7 +20,7 @@ from PIL import Image
 from shapely import geometry
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, outlines
+from pathfm_cli.data import cohort, geojson, outlines
 
 SUFFIXES = (".geojson", ".json", ".png")
 """What an annotation may end with, in the order in which it is looked for."""
@@ -133,8 +133,7 @@ def of_images(
 
 def annotation(folder: str | os.PathLike[str], name: str) -> Path | None:
     """The annotation of a slide in a folder, or None."""
-    safe = name.replace("/", "_").replace(os.sep, "_")
-    files = (Path(folder) / f"{safe}{suffix}" for suffix in SUFFIXES)
+    files = (geojson.file_for(folder, name, suffix) for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)
 
 
