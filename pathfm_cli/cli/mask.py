@@ -16,7 +16,9 @@ def mask(
     slides: Annotated[list[str] | None, typer.Argument(help="A slides artifact, or -.")] = None,
     method: Annotated[str | None, typer.Option(help="unet (the default) or otsu.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A U-Net of `pathfm mask-train`.")] = None,
-    device: options.Device = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="auto (the default), cpu, cuda, cuda:N or mps.")
+    ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="um/px of the thumbnail; the network has its own.")
     ] = None,
@@ -27,11 +29,17 @@ def mask(
         list[str] | None, typer.Option(help="Annotation class that is tissue; repeatable.")
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Annotation class that is not; repeatable.")
+        list[str] | None, typer.Option(help="Annotation class that is not, too; repeatable.")
     ] = None,
-    min_object: Annotated[float, typer.Option(help="Drop smaller pieces, um2.")] = 20_000.0,
-    min_hole: Annotated[float, typer.Option(help="Fill smaller holes, um2.")] = 10_000.0,
-    tolerance: Annotated[float, typer.Option(help="Move outlines at most so far, um.")] = 8.0,
+    min_object: Annotated[
+        float | None, typer.Option(help="Drop smaller pieces, um2 (20,000).")
+    ] = None,
+    min_hole: Annotated[
+        float | None, typer.Option(help="Fill smaller holes, um2 (10,000).")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Move outlines at most so far, um (8).")
+    ] = None,
     preview: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for outlines and index.html.")
     ] = None,
@@ -55,9 +63,9 @@ def mask(
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
 
-    cleaning = polygons.Cleaning(
-        min_object_um2=min_object, min_hole_um2=min_hole, tolerance_um=tolerance
-    )
+    asked = {"min_object_um2": min_object, "min_hole_um2": min_hole, "tolerance_um": tolerance}
+    given = {name: value for name, value in asked.items() if value is not None}
+    cleaning = polygons.Cleaning(**given) if given else None
     finder = finders.choose(
         *(method, mpp, weights, device, annotations, include or (), exclude or (), cleaning)
     )

@@ -156,6 +156,18 @@ WRONG = {
         "nowhere holds no annotations.",
         "--annotations DIR with DIR/SLIDE.geojson",
     ),
+    "a class that nobody drew": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "qupath", "--include", "Tumr"],
+        2,
+        "No outline in qupath is of the class Tumr.",
+        "there are: Tissue",
+    ),
+    "areas for annotations": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "qupath", "--min-hole", "5"],
+        2,
+        "--annotations takes the place of --min-object, --min-hole and --tolerance.",
+        "pathfm mask --help",
+    ),
     "weights that are no network": (
         ["s.parquet", "-o", "x.parquet", "--weights", "t.parquet"],
         3,
