@@ -5,7 +5,7 @@ a time, and (b) hand-checked outlines of those slides; then times `pathfm mask` 
 exact overlap (`benchmarks/overlap.py`). The saturation threshold is what CLAM-style tools do. All
 masks, the true ones too, are cleaned alike, as `pathfm mask` cleans them.
 
-python benchmarks/tissue.py [--quick] [--json] [--weights FILE]
+python benchmarks/tissue.py [--quick] [--json] [--weights FILE] [--seed N]
 
 Missed area is a share of the true tissue, false area a share of the true background; boundary Dice
 compares bands of 24 um inside the outlines. Areas are added over images before shares are taken.
@@ -115,12 +115,12 @@ def slides(folder: str) -> Path:
     return out
 
 
-def composites(held_out: Sequence[pairs.Pair], count: int) -> dict[str, Images]:
+def composites(held_out: Sequence[pairs.Pair], count: int, seed: int = SEED) -> dict[str, Images]:
     """Scenes of each difficulty, from tissue that the network never saw."""
     made = {}
     for number, (name, recipe) in enumerate(compose.CATEGORIES.items()):
         scenes = (
-            compose.scene(held_out, recipe, SEED + number, i, size_px=SCENE_PX, mpp=MPP)
+            compose.scene(held_out, recipe, seed + number, i, size_px=SCENE_PX, mpp=MPP)
             for i in range(count)
         )
         made[name] = [(scene.rgb, scene.mask) for scene in scenes]
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--weights", help="another network than the one in the package")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the composites")
     arguments = parser.parse_args()
     if not SLIDES.is_dir():
         sys.exit(f"{SLIDES} is absent: there are no slides to measure on")
@@ -165,7 +166,7 @@ def main() -> None:
         indexed = slides(folder)
         held_out = list(pairs.of_slides(indexed, OUTLINES, MPP, only=HELD_OUT))
         methods = finders(arguments.weights)
-        made = composites(held_out, 4 if arguments.quick else SCENES)
+        made = composites(held_out, 4 if arguments.quick else SCENES, arguments.seed)
         by_kind = {name: score(methods, images) for name, images in made.items()}
         say(*table("composites of held-out tissue", by_kind))
         by_slide = {pair.name: score(methods, [(pair.rgb, pair.mask)]) for pair in held_out}

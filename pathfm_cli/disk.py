@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from pathfm_cli import errors
+
+_TEMPORARY = re.compile(r"\.tmp-(\d+)(?:-\d+)?")
+"""What `atomic` adds to a name: process and thread."""
 
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync and rename it to `path`.
 
-    Leftovers of killed processes are removed. A failure leaves `path` as it was.
+    Leftovers of killed processes are removed. A failure leaves `path` as it was. Threads that
+    write one path do not disturb each other; the last one wins.
 
     Raises:
         errors.Unwritable: nothing can be written there.
     """
     final = Path(os.path.abspath(path))
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}-{threading.get_native_id()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _sweep(final)
@@ -56,10 +61,23 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise errors.Unwritable(path, f"no permission to write in {folder}")
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, before long work relies on it.
+
+    Raises:
+        errors.Unwritable: it cannot be made, or holds no new file.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.Unwritable(path, error.strerror or str(error)) from error
+    check_place(Path(path) / "file")
+
+
 def _sweep(final: Path) -> None:
     for stale in final.parent.glob(f"{_glob_escape(final.name)}.tmp-*"):
-        process = stale.name.rpartition("-")[2]
-        if process.isdigit() and int(process) != os.getpid() and not _alive(int(process)):
+        process = _TEMPORARY.fullmatch(stale.name[len(final.name) :])
+        if process and int(process[1]) != os.getpid() and not _alive(int(process[1])):
             stale.unlink(missing_ok=True)
 
 

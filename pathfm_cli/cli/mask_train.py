@@ -41,20 +41,31 @@ def mask_train(
     pathfm mask-train slides.parquet --annotations qupath/ -o tissue.safetensors
     pathfm mask-train --images thumbs/ --image-mpp 8 --annotations masks/ -o tissue.safetensors
     """
+    from pathfm_cli import artifacts, errors
     from pathfm_cli.tissue import pairs, train
 
     config = train.TrainConfig(mpp=mpp, steps=steps, seed=seed, precision=precision)
     train.check(out, config, device, overwrite=overwrite)
     pairs.check(annotations, images, image_mpp, slides)
     sink = output.Sink(json, quiet)
-    if images is not None and image_mpp is not None:
-        found = list(pairs.of_images(images, annotations, image_mpp, mpp))
-    else:
-        slot = pipe.Slot(("slides", "tissue"))
-        path = pipe.bind("mask-train", slides or [], {"slides": slot}, out=out)
-        found = list(pairs.of_slides(path["slides"], annotations, mpp))
+    try:
+        if images is not None and image_mpp is not None:
+            total = len(pairs.pictures(images))
+            found = list(pairs.of_images(images, annotations, image_mpp, mpp))
+        else:
+            slot = pipe.Slot(("slides", "tissue"))
+            path = pipe.bind("mask-train", slides or [], {"slides": slot}, out=out)
+            total = artifacts.read_table(path["slides"]).frame.height
+            found = list(pairs.of_slides(path["slides"], annotations, mpp))
+    except errors.SlideError as error:
+        raise errors.InputError(f"{error}.", f"mend it, or take it out of {annotations}") from error
+    planned = train.plan(found, out, config, overwrite=overwrite)
+    if len(found) < total:
+        output.note(f"pathfm: {total - len(found)} of {total} have no annotation or an error")
     if dry_run:
-        return sink.plan(train.plan(found, out, config, overwrite=overwrite))
+        return sink.plan(planned)
+    if not planned["steps"]:
+        output.note(f"pathfm: {out} is up to date")
     with progress.track("mask-train", quiet=quiet) as report:
         record = train.train(
             *(found, out, config),

@@ -1,12 +1,14 @@
 """A contact sheet of a cohort's tissue: one HTML file that needs nothing else, to check by eye.
 
-Cells hold a small thumbnail with its outline, and sort by tissue area, doubt or name. What a person
-flags is listed by slide id, ready to be annotated anew.
+Cells hold a small thumbnail with its outline, and sort by doubt (where a network was asked), tissue
+area or name; those without a result or without tissue come first. What a person flags is listed by
+slide id, ready to be annotated anew.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import os
@@ -23,12 +25,17 @@ from pathfm_cli.data import cohort, geojson, pictures
 from pathfm_cli.wsi import pyramid
 
 NAME = "index.html"
+MARK = '<meta name="generator" content="pathfm">'
+"""By which a sheet of pathfm is known."""
 CELL_PX = 280
 """Longer side of a thumbnail on the sheet."""
 QUALITY = 75
+FIRST = {"error": 2, "empty": 1, "found": 0}
+"""Whatever the order, slides without a result come first, then those where nothing was found."""
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Tissue of {count} slides</title>
+<html lang="en"><head><meta charset="utf-8">
+{mark}<title>Tissue of {count} slides</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
@@ -48,8 +55,8 @@ figcaption {{ margin-top: 6px; overflow-wrap: anywhere }}
 textarea {{ width: 100%; height: 4em }}
 </style></head><body>
 <header><h1>{count} slides, {area} mm² of tissue</h1>
-<label>sort by <select id="key"><option value="doubt">doubt</option>
-<option value="area">tissue area</option><option value="name">name</option></select></label>
+<label>sort by <select id="key">{doubt}<option value="area">tissue area</option>
+<option value="name">name</option></select></label>
 <label><input type="checkbox" id="down" checked> largest first</label>
 <label>show <input id="filter" placeholder="part of a name" size="14"></label>
 <label><input type="checkbox" id="only"> only flagged</label>
@@ -65,7 +72,8 @@ const cells = [...grid.children];
 const number = (cell, key) => cell.dataset[key] === "" ? -1 : Number(cell.dataset[key]);
 function arrange() {{
   const key = $("key").value, sign = $("down").checked ? -1 : 1;
-  cells.sort((a, b) => sign * (key === "name" ? a.dataset.name.localeCompare(b.dataset.name)
+  cells.sort((a, b) => key !== "name" && b.dataset.first - a.dataset.first
+    || sign * (key === "name" ? a.dataset.name.localeCompare(b.dataset.name)
     : number(a, key) - number(b, key)) || a.dataset.name.localeCompare(b.dataset.name));
   const part = $("filter").value.toLowerCase();
   let shown = 0;
@@ -85,8 +93,8 @@ arrange();
 </script></body></html>
 """
 
-_CELL = """<figure data-name="{name}" data-area="{area}" data-doubt="{doubt}">
-<a href="{link}" target="_blank">{picture}</a>
+_CELL = """<figure data-name="{name}" data-area="{area}" data-doubt="{doubt}" data-first="{first}">
+{picture}
 <figcaption><label><input type="checkbox"> <b>{name}</b></label><br>{said}</figcaption></figure>"""
 
 
@@ -95,6 +103,7 @@ def sheet(
     folder: str | os.PathLike[str],
     *,
     workers: int = 0,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write `index.html` with every slide of a `tissue` artifact, those with errors too.
@@ -103,11 +112,16 @@ def sheet(
         tissue: the artifact.
         folder: where the sheet goes; its cells link to the previews that `pictures.outlines` made.
         workers: threads; 0 means one per core.
+        overwrite: replace a file that is no sheet, too.
         progress: told (done, total).
 
     Returns:
         The file.
+
+    Raises:
+        errors.OutputClash: as `check`.
     """
+    check(folder, overwrite=overwrite)
     opened = cohort.open_cohort(tissue)
     frame = opened.table.frame
     slides = {slide.slide: slide for slide in opened.slides}
@@ -121,13 +135,39 @@ def sheet(
             cells.append(text)
             progress(number, frame.height)
     area_mm2 = frame["tissue_area_mm2"].sum()
+    doubts = frame["tissue_doubt"].is_not_null().any()
     page = _PAGE.format(
-        count=frame.height, area=f"{area_mm2:.4g}", cell=CELL_PX, cells="\n".join(cells)
+        mark=MARK,
+        count=frame.height,
+        area=f"{area_mm2:.4g}",
+        cell=CELL_PX,
+        doubt='<option value="doubt">doubt</option>\n' if doubts else "",
+        cells="\n".join(cells),
     )
     file = Path(folder) / NAME
     with disk.atomic(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return file
+
+
+def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """See that the sheet may be written: nothing is there, or an earlier sheet.
+
+    Raises:
+        errors.OutputClash: it is another file.
+    """
+    file = Path(folder) / NAME
+    if overwrite or not os.path.lexists(file):
+        return
+    ours = False
+    if file.is_file():
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            ours = MARK.encode() in opened.read(1024)
+    if not ours:
+        raise errors.OutputClash(
+            f"{file} exists and is no contact sheet of pathfm.",
+            "another --preview folder, or --overwrite",
+        )
 
 
 def _cell(row: Mapping[str, Any], slide: pyramid.Slide | None, reader: pyramid.Reader) -> str:
@@ -137,8 +177,10 @@ def _cell(row: Mapping[str, Any], slide: pyramid.Slide | None, reader: pyramid.R
             picture = _thumbnail(slide, reader, row["geometry"])
         except errors.SlideError as failure:
             error = str(failure)
+    link = html.escape(parse.quote(geojson.file_for("", row["slide"], ".png").name))
     area, doubt = row["tissue_area_mm2"], row["tissue_doubt"]
     if error is None:
+        picture = f'<a href="{link}" target="_blank">{picture}</a>'
         said = f"{area:.4g} mm²" + ("" if doubt is None else f", doubt {doubt:.3f} bit")
     else:
         said = f'<div class="error">{html.escape(error)}</div>'
@@ -146,7 +188,7 @@ def _cell(row: Mapping[str, Any], slide: pyramid.Slide | None, reader: pyramid.R
         name=html.escape(row["slide"]),
         area="" if area is None else f"{area:.6g}",
         doubt="" if doubt is None else f"{doubt:.6g}",
-        link=html.escape(parse.quote(geojson.file_for("", row["slide"], ".png").name)),
+        first=FIRST["error" if error is not None else "empty" if not area else "found"],
         picture=picture,
         said=said,
     )

@@ -34,6 +34,8 @@ THRESHOLD = 0.5
 DOUBT_FROM = 0.05
 """Doubt is the mean over the pixels that are tissue with more than this probability."""
 MAX_THUMBNAIL_PX = 64_000_000
+COARSER = "train a coarser network: pathfm mask-train --mpp; or --method otsu --mpp"
+"""What to do where a slide is too large for the network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Otsu:
 
     def find(self, slide: pyramid.Slide, reader: pyramid.Reader) -> Found:
         """See `Finder`."""
-        rgb = thumbnail(slide, reader, self.mpp)
+        rgb = thumbnail(slide, reader, self.mpp, "use a coarser --mpp")
         return Found(_outlined(otsu.foreground(rgb, self.mpp), slide, self.cleaning), None)
 
 
@@ -95,7 +97,7 @@ class UNet:
     """The network of `model/unet.py`, at the resolution that it was trained for.
 
     Raises:
-        errors.InputError: `weights` is no `segmenter` artifact.
+        errors.InputError: `weights` is no `segmenter` artifact, or of no resolution.
     """
 
     weights: Path | None = None
@@ -106,7 +108,7 @@ class UNet:
     method = "unet"
 
     def __post_init__(self) -> None:
-        self.header  # noqa: B018 - a wrong file is found before the first slide
+        self.mpp  # noqa: B018 - a wrong file is found before the first slide
 
     @functools.cached_property
     def header(self) -> artifacts.Header:
@@ -116,7 +118,13 @@ class UNet:
     @property
     def mpp(self) -> float:
         """Resolution of the thumbnail, um/px."""
-        return float(self.header.settings["mpp"])
+        mpp = self.header.settings.get("mpp")
+        if not isinstance(mpp, int | float) or not 0.5 <= mpp <= 64:
+            raise errors.InputError(
+                f"{self.weights or SHIPPED} does not say a resolution from 0.5 to 64 um/px.",
+                "pathfm mask-train makes one",
+            )
+        return float(mpp)
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -144,7 +152,7 @@ class UNet:
         from pathfm_cli.model import unet
 
         network = self.network
-        probability = network.probability(thumbnail(slide, reader, network.mpp))
+        probability = network.probability(thumbnail(slide, reader, network.mpp, COARSER))
         unsure = probability > DOUBT_FROM
         doubt = float(unet.entropy_bits(probability[unsure]).mean()) if unsure.any() else 0.0
         return Found(_outlined(probability > THRESHOLD, slide, self.cleaning), doubt)
@@ -162,7 +170,7 @@ class Drawn:
     include: tuple[str, ...] = ()
     """Classes that are tissue; empty means all that are not excluded."""
     exclude: tuple[str, ...] = outlines.EXCLUDED
-    """Classes whose area is taken away."""
+    """All classes whose area is taken away."""
     method = "annotations"
 
     def __post_init__(self) -> None:
@@ -176,7 +184,9 @@ class Drawn:
         """See `Finder`."""
         total = hashlib.sha256()
         for file in outlines.files(self.folder):
-            total.update(file.name.encode() + b"\0" + file.read_bytes())
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").digest()
+            total.update(file.name.encode() + b"\0" + found)
         return {
             "annotations": total.hexdigest()[:12],
             "include": list(self.include),
@@ -201,7 +211,7 @@ def choose(
     method: str | None = None,
     mpp: float | None = None,
     weights: str | os.PathLike[str] | None = None,
-    device: str = "auto",
+    device: str | None = None,
     annotations: str | os.PathLike[str] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -213,22 +223,28 @@ def choose(
         method: a name in `METHODS`; None means the first, or `annotations` where they are given.
         mpp: resolution of the thumbnail; None means the method's own.
         weights: for `unet`.
-        device: for `unet`.
+        device: for `unet`; None means `auto`.
         annotations: folder of GeoJSON; takes the place of a method.
         include: classes of the annotations that are tissue.
-        exclude: classes that are not; empty means `outlines.EXCLUDED`.
-        cleaning: what of a mask is kept.
+        exclude: classes that are not, besides those of `outlines.EXCLUDED` that `include` does
+            not name.
+        cleaning: what of a mask is kept; None means the defaults.
 
     Raises:
-        errors.UsageError: the values do not go together.
+        errors.UsageError: the values do not go together, or no file has such a class.
         errors.InputError: `weights` is no `segmenter` artifact.
     """
-    cleaning = cleaning or polygons.Cleaning()
     if annotations is not None:
-        _refuse("--annotations takes the place of", {"--method": method, "--mpp": mpp})
-        _refuse("--annotations takes the place of", {"--weights": weights})
-        excluded = tuple(exclude) or outlines.EXCLUDED
-        return Drawn(folder=Path(annotations), include=tuple(include), exclude=excluded)
+        others: dict[str, object] = {
+            "--method": method,
+            "--mpp": mpp,
+            "--weights": weights,
+            "--device": device,
+        }
+        others |= {"--min-object, --min-hole and --tolerance": cleaning}
+        _refuse("--annotations takes the place of", others)
+        return _drawn(Path(annotations), tuple(include), tuple(exclude))
+    cleaning = cleaning or polygons.Cleaning()
     _refuse("only --annotations takes", {"--include": include, "--exclude": exclude})
     if method == "otsu":
         _refuse("--method otsu takes no", {"--weights": weights})
@@ -237,7 +253,9 @@ def choose(
         raise errors.UsageError(
             f"There is no method {method} to find tissue.", f"--method {' or '.join(METHODS)}"
         )
-    found = UNet(weights=Path(weights) if weights else None, device=device, cleaning=cleaning)
+    found = UNet(
+        weights=Path(weights) if weights else None, device=device or "auto", cleaning=cleaning
+    )
     if mpp is not None and mpp != found.mpp:
         raise errors.UsageError(
             f"The network was trained for thumbnails of {found.mpp:g} um/px, not {mpp:g}.",
@@ -258,8 +276,10 @@ def side_by_side(finder: Finder) -> Iterator[None]:
         yield
 
 
-def thumbnail(slide: pyramid.Slide, reader: pyramid.Reader, mpp: float) -> npt.NDArray[np.uint8]:
-    """The whole slide at `mpp`, (H, W, 3) uint8.
+def thumbnail(
+    slide: pyramid.Slide, reader: pyramid.Reader, mpp: float, advice: str
+) -> npt.NDArray[np.uint8]:
+    """The whole slide at `mpp`, (H, W, 3) uint8; `advice` ends the error of one too large.
 
     Raises:
         errors.SlideError: it cannot be read, or has more than `MAX_THUMBNAIL_PX` pixels.
@@ -267,9 +287,34 @@ def thumbnail(slide: pyramid.Slide, reader: pyramid.Reader, mpp: float) -> npt.N
     if slide.width_px0 * slide.height_px0 * (slide.mpp / mpp) ** 2 > MAX_THUMBNAIL_PX:
         raise errors.SlideError(
             f"{slide.slide}: a thumbnail at {mpp:g} um/px has more than"
-            f" {MAX_THUMBNAIL_PX / 1e6:.0f} million pixels; use a coarser --mpp"
+            f" {MAX_THUMBNAIL_PX / 1e6:.0f} million pixels; {advice}"
         )
     return reader.read_thumbnail(slide, mpp)
+
+
+def _drawn(folder: Path, include: tuple[str, ...], exclude: tuple[str, ...]) -> Drawn:
+    """Outlines of the classes asked for, which must be there and not contradict each other."""
+    if both := sorted(set(include) & set(exclude)):
+        raise errors.UsageError(
+            f"The class {both[0]} is both included and excluded.", "name it once"
+        )
+    kept = (name for name in outlines.EXCLUDED if name not in include)
+    finder = Drawn(folder=folder, include=include, exclude=(*kept, *exclude))
+    asked = [*include, *exclude]
+    if asked:
+        there: set[str] = set()
+        for file in outlines.files(folder):
+            # A file that cannot be read becomes the error of its slide.
+            with contextlib.suppress(errors.SlideError):
+                there |= outlines.classes(file)
+        for name in asked:
+            if name not in there:
+                known = ", ".join(sorted(each or "(no class)" for each in there)) or "no area"
+                raise errors.UsageError(
+                    f"No outline in {folder} is of the class {name or '(no class)'}.",
+                    f"there are: {known}",
+                )
+    return finder
 
 
 def _outlined(
@@ -280,6 +325,6 @@ def _outlined(
 
 
 def _refuse(why: str, options: Mapping[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if value is not None and value != ()]
     if given:
         raise errors.UsageError(f"{why[0].upper()}{why[1:]} {given[0]}.", "pathfm mask --help")

@@ -123,6 +123,16 @@ def plan(
     }
 
 
+def slide_ids(slides: str | os.PathLike[str]) -> list[str]:
+    """Ids of all slides of an artifact, in its order; reads no slide.
+
+    Raises:
+        errors.InputError: as `mask`.
+    """
+    cohort.require_usable(artifacts.read_header(slides, "slides"), slides)
+    return artifacts.read_table(slides, "slides").frame["slide"].to_list()
+
+
 def outline(slide: pyramid.Slide, reader: pyramid.Reader, finder: finders.Finder) -> dict[str, Any]:
     """Find the tissue of one slide: the columns that `tissue` has beyond `slides`."""
     try:

@@ -24,6 +24,8 @@ EXCLUDED = ("Ignore*", "Background", "Artefact", "Artifact", "Pen", "Glass")
 SUFFIXES = (".geojson", ".json")
 """How the file of a slide may end."""
 MAX_FILE_BYTES = 256 << 20
+MAX_COORDINATE = 1e9
+"""No slide is so wide; arithmetic on the squares of larger ones would overflow in the end."""
 UNCLASSIFIED = ""
 
 _AREAS = ("Polygon", "MultiPolygon")
@@ -63,10 +65,15 @@ def read(
 
 
 def files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The GeoJSON files of a folder, by name; none if there is no such folder."""
+    """The GeoJSON files of a folder, by name; none if there is no such folder.
+
+    Pipes, folders and dangling links are no files.
+    """
     if not Path(folder).is_dir():
         return []
-    return sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES)
+    return sorted(
+        file for file in Path(folder).iterdir() if file.suffix in SUFFIXES and file.is_file()
+    )
 
 
 def classes(path: str | os.PathLike[str]) -> set[str]:
@@ -114,7 +121,7 @@ def _features(path: Path, document: Any) -> Iterator[tuple[str, shapely.Geometry
     """(class name, valid area) of every annotation with an area."""
     try:
         for feature in _listed(document):
-            for shape in _areas(feature["geometry"]):
+            for shape in _areas(path, feature["geometry"]):
                 yield _name(feature.get("properties") or {}), shape
     except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
         raise errors.SlideError(f"{path} is no GeoJSON of annotations") from error
@@ -137,14 +144,17 @@ def _name(properties: Mapping[str, Any]) -> str:
     return str(classification or UNCLASSIFIED)
 
 
-def _areas(shape: Mapping[str, Any] | None) -> list[shapely.Geometry]:
+def _areas(path: Path, shape: Mapping[str, Any] | None) -> list[shapely.Geometry]:
     if shape is None:
         return []
     if shape["type"] == "GeometryCollection":
-        return [area for part in shape["geometries"] for area in _areas(part)]
+        return [area for part in shape["geometries"] for area in _areas(path, part)]
     if shape["type"] not in _AREAS:
         return []
-    area = shapely.from_geojson(json.dumps(shape))
-    if not np.isfinite(shapely.get_coordinates(area)).all():
+    area = shapely.force_2d(shapely.from_geojson(json.dumps(shape)))
+    coordinates = shapely.get_coordinates(area)
+    if not np.isfinite(coordinates).all():
         raise ValueError("a coordinate is not finite")
+    if np.abs(coordinates).max(initial=0) > MAX_COORDINATE:
+        raise errors.SlideError(f"{path} has a coordinate beyond {MAX_COORDINATE:g} pixels")
     return [polygons.multipolygon(area)]

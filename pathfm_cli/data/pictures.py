@@ -41,6 +41,7 @@ def outlines(
     folder: str | os.PathLike[str],
     *,
     workers: int = 0,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[str, str]]:
     """Write `SLIDE.png` for every slide of a `tissue` artifact that has no error.
@@ -49,13 +50,19 @@ def outlines(
         tissue: the artifact.
         folder: where the pictures go.
         workers: threads; 0 means one per core.
+        overwrite: replace files that are no pictures of pathfm, too.
         progress: told (done, total).
 
     Returns:
         (slide, error) of the slides that could not be read.
+
+    Raises:
+        errors.OutputClash: as `check_free`; then nothing was written.
     """
     opened = cohort.open_cohort(tissue)
     good = opened.table.frame.filter(pl.col("error").is_null())
+    for name in good["slide"]:
+        check_free(geojson.file_for(folder, name, ".png"), overwrite=overwrite)
     shapes = dict(good.select("slide", "geometry").iter_rows())
 
     def draw(slide: pyramid.Slide) -> tuple[str, str] | None:
@@ -200,6 +207,8 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     if overwrite or not os.path.lexists(path):
         return
     try:
+        if not path.is_file():
+            raise OSError("a pipe would be waited for")
         with Image.open(path, formats=("PNG",)) as picture:
             ours = picture.info.get(_MARK[0]) == _MARK[1]
     except OSError:

@@ -159,8 +159,13 @@ def load(path: str | os.PathLike[str] | None = None, device: str = "cpu") -> Seg
         if not 1 <= len(widths) <= 8 or not all(1 <= width <= MAX_WIDTH for width in widths):
             raise ValueError(f"widths {widths}")
         module = UNet(widths)
-        module.load_state_dict(safetensors_torch.load_file(file))
+        tensors = safetensors_torch.load_file(file)
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise ValueError("a weight is not finite")
+        module.load_state_dict(tensors)
         mpp = float(header.settings["mpp"])
+        if not 0.5 <= mpp <= 64:
+            raise ValueError(f"mpp {mpp}")
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise errors.InputError(
             f"{file} does not hold the weights of a tissue U-Net.", "pathfm mask-train makes one"

@@ -33,7 +33,7 @@ PENS = (
 
 
 def pen(canvas: Canvas, random: np.random.Generator, mpp: float) -> fields.Mask:
-    """Draw one marker stroke; returns where it hides what is below (cover above one half)."""
+    """Draw one marker stroke; returns where it hides what is below (cover above 0.35)."""
     size = canvas.shape[0]
     width = np.exp(random.uniform(np.log(120), np.log(1000))) / mpp
     cover = fields.stroke(random, size, width)

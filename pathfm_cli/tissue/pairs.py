@@ -20,7 +20,7 @@ from PIL import Image
 from shapely import geometry
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, outlines
+from pathfm_cli.data import cohort, finders, geojson, outlines
 
 SUFFIXES = (".geojson", ".json", ".png")
 """What an annotation may end with, in the order in which it is looked for."""
@@ -29,6 +29,8 @@ MAX_PIXELS = 64_000_000
 """Largest thumbnail, picture or mask that is opened."""
 POINTS = 1 << 20
 """Points that are looked up together."""
+MAX_GREY = 0.05
+"""Share of a mask's pixels that may lie between its two levels, as along smooth edges."""
 GLASS_MIN = 200
 """Darker pixels outside the tissue are not taken for glass."""
 
@@ -103,7 +105,7 @@ def of_slides(
     for slide in opened.slides:
         file = annotation(folder, slide.slide)
         if file is not None and (not only or slide.slide in only):
-            rgb = opened.reader.read_thumbnail(slide, mpp)
+            rgb = finders.thumbnail(slide, opened.reader, mpp, "use a coarser --mpp")
             mask = truth(file, (slide.width_px0, slide.height_px0), (rgb.shape[1], rgb.shape[0]))
             yield make(slide.slide, rgb, mask)
 
@@ -122,19 +124,29 @@ def of_images(
     Raises:
         errors.SlideError: a picture or an annotation cannot be read.
     """
-    for path in sorted(Path(images).iterdir()):
+    for path in pictures(images):
         file = annotation(folder, path.stem)
-        if path.suffix.lower() in IMAGES and file is not None and file != path:
+        if file is not None and not file.samefile(path):
             picture = _open(path).convert("RGB")
             size = tuple(max(1, round(side * image_mpp / mpp)) for side in picture.size)
+            if size[0] * size[1] > MAX_PIXELS:
+                raise errors.SlideError(
+                    f"{path} at {mpp:g} um/px has more than {MAX_PIXELS // 10**6} million pixels"
+                )
             rgb = np.asarray(picture.resize((size[0], size[1]), Image.Resampling.HAMMING))
             yield make(path.stem, rgb, truth(file, picture.size, (size[0], size[1])))
 
 
+def pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    """The pictures of a folder, by name."""
+    return sorted(
+        path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGES and path.is_file()
+    )
+
+
 def annotation(folder: str | os.PathLike[str], name: str) -> Path | None:
     """The annotation of a slide in a folder, or None."""
-    safe = name.replace("/", "_").replace(os.sep, "_")
-    files = (Path(folder) / f"{safe}{suffix}" for suffix in SUFFIXES)
+    files = (geojson.file_for(folder, name, suffix) for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -147,10 +159,12 @@ def truth(file: Path, whole_px: tuple[int, int], size_px: tuple[int, int]) -> np
         size_px: (width, height) of the result.
 
     Raises:
-        errors.SlideError: it cannot be read.
+        errors.SlideError: it cannot be read, or the PNG is no mask of the whole.
     """
     if file.suffix == ".png":
-        mask = _open(file).convert("L").point(lambda value: 255 if value else 0)
+        grey = _open(file).convert("L")
+        _check_mask(file, grey, whole_px)
+        mask = grey.point(lambda value: 255 if value else 0)
         return np.asarray(mask.resize(size_px, Image.Resampling.BOX)) > 127
     tissue = outlines.within(outlines.read(file), *whole_px, file)
     return raster(tissue, (size_px[0] / whole_px[0], size_px[1] / whole_px[1]), size_px)
@@ -182,6 +196,25 @@ def digest(found: Sequence[Pair]) -> str:
     for pair in found:
         total.update(pair.name.encode() + pair.rgb.tobytes() + np.packbits(pair.mask).tobytes())
     return total.hexdigest()[:12]
+
+
+def _check_mask(file: Path, grey: Image.Image, whole_px: tuple[int, int]) -> None:
+    """See that a picture covers the whole, and is black on glass and one other level on tissue."""
+    low, high = np.subtract(grey.size, 1) / whole_px, np.add(grey.size, 1) / whole_px
+    if low.max() > high.min():
+        raise errors.SlideError(
+            f"{file} is {grey.width} x {grey.height} pixels, which is another shape than"
+            f" {whole_px[0]} x {whole_px[1]}"
+        )
+    levels = np.asarray(grey.histogram())
+    present = np.flatnonzero(levels)
+    if present[0] > 0:
+        raise errors.SlideError(f"{file} is no mask: nowhere is it black, as glass is")
+    margin = present[-1] / 8
+    between = (np.arange(256) > margin) & (np.arange(256) < present[-1] - margin)
+    share = levels[between].sum() / levels.sum()
+    if share > MAX_GREY:
+        raise errors.SlideError(f"{file} is no mask: {share:.0%} of it is neither black nor white")
 
 
 def _open(path: Path) -> Image.Image:

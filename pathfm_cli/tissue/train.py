@@ -55,6 +55,8 @@ class TrainConfig:
             raise errors.UsageError(f"mpp {self.mpp:g} is no thumbnail.", "--mpp 8")
         if self.steps < 1 or self.batch < 1:
             raise errors.UsageError("steps and batch must be 1 or more.", "--steps 800")
+        if not 0 <= self.seed < 2**64:
+            raise errors.UsageError("seed is from 0 to 2^64 - 1.", "--seed 0")
         devices.resolve(torch.device("cpu"), self.precision)
         if self.size_px % 2 ** len(self.widths):
             raise errors.UsageError(f"A scene of {self.size_px} px does not fit the network.")
@@ -289,10 +291,24 @@ def _keep(state: _State, folder: Path) -> None:
 
 
 def _resume(state: _State, folder: Path) -> None:
-    """Take up a checkpoint if there is one."""
+    """Take up a checkpoint if there is one.
+
+    Raises:
+        errors.InputError: it is damaged.
+    """
     file = folder / "checkpoint.safetensors"
     if not file.exists():
         return
+    try:
+        _take_up(state, file)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise errors.InputError(
+            f"{file} is no checkpoint of this training, or it is cut short.",
+            f"rm -r {folder} to begin anew",
+        ) from error
+
+
+def _take_up(state: _State, file: Path) -> None:
     with safetensors.safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -78,6 +78,30 @@ def test_a_rerun_is_up_to_date_and_still_draws(made: Path, tmp_path: Path) -> No
     assert (tmp_path / "g" / "good.geojson").exists()
 
 
+def test_a_correction_in_place_survives_the_same_command(made: Path, tmp_path: Path) -> None:
+    command = ("mask", made / "s.parquet", "-o", "t.parquet", "--method", "otsu")
+    command += ("--geojson", "q", "--preview", "p", "-q")
+    assert pathfm(*command, cwd=tmp_path).returncode == 0
+    assert pathfm(*command, cwd=tmp_path).returncode == 0
+    (tmp_path / "q" / "good.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    again = pathfm(*command, cwd=tmp_path)
+    assert again.returncode == 2 and again.stdout == ""
+    assert again.stderr.startswith("pathfm: q/good.geojson was edited") and "hint" in again.stderr
+    assert "[]" in (tmp_path / "q" / "good.geojson").read_text()
+
+
+@pytest.mark.parametrize("option", ["--preview", "--geojson"])
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(
+    made: Path, tmp_path: Path, option: str
+) -> None:
+    done = pathfm(
+        *("mask", made / "s.parquet", "-o", "y.parquet", "--method", "otsu", option, "/proc/foo"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2 and "/proc/foo" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_it_reads_a_record_or_a_path_from_stdin(made: Path) -> None:
     record = json.dumps(artifacts.read_header(made / "s.parquet").record(made / "s.parquet"))
     for text in (record, "s.parquet\n"):
@@ -131,6 +155,18 @@ WRONG = {
         2,
         "nowhere holds no annotations.",
         "--annotations DIR with DIR/SLIDE.geojson",
+    ),
+    "a class that nobody drew": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "qupath", "--include", "Tumr"],
+        2,
+        "No outline in qupath is of the class Tumr.",
+        "there are: Tissue",
+    ),
+    "areas for annotations": (
+        ["s.parquet", "-o", "x.parquet", "--annotations", "qupath", "--min-hole", "5"],
+        2,
+        "--annotations takes the place of --min-object, --min-hole and --tolerance.",
+        "pathfm mask --help",
     ),
     "weights that are no network": (
         ["s.parquet", "-o", "x.parquet", "--weights", "t.parquet"],

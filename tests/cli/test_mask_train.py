@@ -34,7 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, pixels in (("thumbs", rgb), ("masks", mask)):
         (made / name).mkdir()
         Image.fromarray(pixels).save(made / name / "one.png")
+    Image.fromarray(rgb).save(made / "thumbs" / "two.png")
     (made / "empty").mkdir()
+    (made / "broken").mkdir()
+    (made / "broken" / "one.png").write_text("none")
     return made
 
 
@@ -54,6 +57,14 @@ def test_it_trains_from_pictures_and_mask_takes_the_result(folder: Path) -> None
     assert network.id == record["id"] and network.mpp == 12.0
     header = artifacts.read_header(folder / "u.safetensors", "segmenter")
     assert header.settings["pairs"] == ["one"] and header.settings["steps"] == 1
+    assert done.stderr == "pathfm: 1 of 2 have no annotation or an error\n"
+    again = pathfm(
+        *("mask-train", *PICTURES, "--steps", "1", "--precision", "fp32", "--mpp", "12"),
+        *("--device", "cpu", "-o", "u.safetensors"),
+        cwd=folder,
+    )
+    assert again.returncode == 0 and json.loads(again.stdout) == record
+    assert again.stderr.endswith("pathfm: u.safetensors is up to date\n")
 
 
 WRONG = {
@@ -61,6 +72,11 @@ WRONG = {
         ["--images", "thumbs", "--image-mpp", "8", "--annotations", "empty"],
         3,
         "There is no annotated tissue to learn from.",
+    ),
+    "a mask that is none": (
+        ["--images", "thumbs", "--image-mpp", "8", "--annotations", "broken"],
+        3,
+        "broken/one.png is no readable picture.",
     ),
     "an output that is something else": (
         [*PICTURES, "-o", "masks/one.png"],

@@ -9,7 +9,7 @@ import pytest
 import shapely
 from PIL import Image
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, errors
 from pathfm_cli.data import contact
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -18,13 +18,14 @@ ROWS = (
     ("plain", shapely.box(200, 200, 2000, 2500), 0.05, None),
     ("doubtful", shapely.box(200, 200, 900, 900), 0.61, None),
     ("drawn", shapely.box(200, 200, 1900, 2800), None, None),
-    ("gone", None, None, "<i>cut</i> & lost"),
+    ("bare", shapely.MultiPolygon(), 0.0, None),
+    ("<b>", None, None, "<i>cut</i> & lost"),
 )
 
 
 @pytest.fixture(scope="module")
 def sheet(demo_tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo slide four times: sure, doubtful, outlined by a person, and broken."""
+    """The demo slide: sure, doubtful, outlined by a person, without tissue, and broken."""
     folder = tmp_path_factory.mktemp("sheet")
     table = artifacts.read_table(demo_tissue)
     row = table.frame
@@ -73,15 +74,41 @@ def shown(document: str) -> list[str]:
 def test_every_slide_has_a_cell_with_its_numbers(sheet: Path) -> None:
     page = sheet.read_text()
     assert sheet.name == "index.html"
-    assert sorted(shown(page)) == ["doubtful", "drawn", "gone", "plain"]
+    assert sorted(shown(page)) == ["<b>", "bare", "doubtful", "drawn", "plain"]
     assert "0.122 mm², doubt 0.610 bit" in page
-    assert page.count("data:image/jpeg;base64,") == 3
-    assert '<a href="plain.png"' in page
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "0 mm², doubt 0.000 bit" in page
+    assert '<a href="plain.png"' in page and page.count("<a href=") == 4
 
 
 def test_what_a_slide_says_is_text_not_markup(sheet: Path) -> None:
     page = sheet.read_text()
-    assert "<i>" not in page and "&lt;i&gt;cut&lt;/i&gt; &amp; lost" in page
+    assert "<i>" not in page and page.count("<b>") == len(ROWS) and "<b>&lt;b&gt;</b>" in page
+    assert 'data-name="&lt;b&gt;"' in page and "&lt;i&gt;cut&lt;/i&gt; &amp; lost" in page
+
+
+def test_slides_without_a_result_or_tissue_come_first(sheet: Path) -> None:
+    page = sheet.read_text()
+    first = {
+        html.unescape(name): int(rank)
+        for name, rank in re.findall(r'data-name="([^"]*)".*data-first="(\d)"', page)
+    }
+    assert first == {"plain": 0, "doubtful": 0, "drawn": 0, "bare": 1, "<b>": 2}
+    assert 'value="doubt"' in page
+
+
+def test_a_foreign_page_is_not_written_over_and_nobody_sorts_by_no_doubt(
+    demo_tissue: Path, tmp_path: Path
+) -> None:
+    """The demo tissue is of `otsu`, which has no doubt."""
+    page = tmp_path / "index.html"
+    page.write_text("<p>mine")
+    with pytest.raises(errors.OutputClash, match="index.html exists and is no contact sheet"):
+        contact.sheet(demo_tissue, tmp_path)
+    assert page.read_text() == "<p>mine"
+    contact.sheet(demo_tissue, tmp_path, overwrite=True)
+    assert 'value="doubt"' not in page.read_text()
+    contact.sheet(demo_tissue, tmp_path)
 
 
 def test_the_page_needs_nothing_from_anywhere(sheet: Path) -> None:
@@ -91,7 +118,7 @@ def test_the_page_needs_nothing_from_anywhere(sheet: Path) -> None:
 
 
 def test_chromium_sorts_by_doubt_and_then_as_asked(sheet: Path, tmp_path: Path) -> None:
-    assert shown(chromium(sheet, "--dump-dom")) == ["doubtful", "plain", "drawn", "gone"]
+    assert shown(chromium(sheet, "--dump-dom")) == ["<b>", "bare", "doubtful", "plain", "drawn"]
     asked = """<script>
     document.getElementById("key").value = "area";
     document.getElementById("down").checked = false;

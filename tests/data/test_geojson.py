@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import shapely
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, errors
 from pathfm_cli.data import geojson
 
 
@@ -50,4 +50,31 @@ def test_export_writes_a_file_a_slide_in_the_bounds_of_the_slide(
 
 
 def test_a_slide_id_does_not_lead_out_of_the_folder() -> None:
-    assert geojson.file_for("out", "../../etc/x", ".png") == Path("out/.._.._etc_x.png")
+    assert geojson.file_for("out", "../../etc/x", ".png") == Path("out/..%2F..%2Fetc%2Fx.png")
+
+
+def test_two_slides_never_share_a_file_and_no_name_is_too_long() -> None:
+    """Cut names end with a digest: ids of 300 letters that part at the last one stay apart."""
+    ids = ["a/k", "a_k", "a%2Fk", "a%252Fk", "x" * 300 + "1", "x" * 300 + "2", "\u00e9" * 150]
+    files = {geojson.file_for("out", slide, ".geojson") for slide in ids}
+    assert len(files) == len(ids) and {file.parent for file in files} == {Path("out")}
+    assert max(len(file.name.encode()) for file in files) <= 200
+    assert geojson.file_for("", "a_k", ".png").name == "a_k.png"
+
+
+def test_what_was_edited_is_not_written_over(demo_tissue: Path, tmp_path: Path) -> None:
+    file = tmp_path / "CMU-1-Small-Region.geojson"
+    geojson.export(demo_tissue, tmp_path)
+    written = file.read_text()
+    assert geojson.export(demo_tissue, tmp_path) == 1  # Its own file is no hindrance.
+    edited = json.loads(written)
+    edited["features"] = edited["features"][:0]
+    for text in (json.dumps(edited), "[]", "{", written[:-9]):
+        file.write_text(text)
+        with pytest.raises(errors.OutputClash, match="geojson was edited") as caught:
+            geojson.export(demo_tissue, tmp_path)
+        assert "--overwrite" in caught.value.hint and file.read_text() == text
+    geojson.export(demo_tissue, tmp_path, overwrite=True)
+    assert file.read_text() == written
+    file.write_text(json.dumps(json.loads(written), indent=1))  # Only spaces were changed.
+    geojson.check(tmp_path, ["CMU-1-Small-Region", "new"])

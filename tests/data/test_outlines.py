@@ -104,6 +104,10 @@ WRONG = {
     "deep JSON": ("[" * 100_000, "is no JSON"),
     "another JSON": ('{"a": 1}', "is no GeoJSON of annotations"),
     "a number": ("3", "is no GeoJSON of annotations"),
+    "a coordinate of another world": (
+        {"type": "Polygon", "coordinates": [[[0, 0], [1e308, 1], [1, -1e308], [0, 0]]]},
+        "has a coordinate beyond 1e\\+09 pixels",
+    ),
     "a ring of two points": (
         {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
         "is no GeoJSON of annotations",
@@ -145,3 +149,14 @@ def test_only_geojson_files_of_a_folder_count(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [file.name for file in outlines.files(tmp_path)] == ["a.json", "b.geojson"]
     assert outlines.files(tmp_path / "none") == []
+
+
+def test_heights_are_dropped(write) -> None:
+    ring = [[0, 0, 7], [4, 0, 7], [4, 4, 7], [0, 0, 7]]
+    found = outlines.read(write({"type": "Polygon", "coordinates": [ring]}))
+    assert not shapely.has_z(found) and found.area == 8
+
+
+def test_glass_and_its_kin_are_no_tissue(write) -> None:
+    for name in ("Ignore*", "Background", "Artefact", "Artifact", "Pen", "Glass"):
+        assert outlines.read(write(collection(square(0, 4), square(0, 2, name)))).area == 12

@@ -47,6 +47,16 @@ def test_outlines_of_an_artifact(demo_tissue: Path, tmp_path: Path) -> None:
     assert pixels.shape[0] == pytest.approx(1600 + 34) and near(pixels, GREEN).sum() > 1000
 
 
+def test_a_foreign_picture_is_not_written_over(demo_tissue: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "CMU-1-Small-Region.png")
+    before = (tmp_path / "CMU-1-Small-Region.png").read_bytes()
+    with pytest.raises(errors.OutputClash, match="is no picture of pathfm"):
+        pictures.outlines(demo_tissue, tmp_path)
+    assert (tmp_path / "CMU-1-Small-Region.png").read_bytes() == before
+    pictures.outlines(demo_tissue, tmp_path, overwrite=True)
+    assert pictures.outlines(demo_tissue, tmp_path) == []
+
+
 def test_a_contact_sheet_shows_the_patches_in_order(demo_tissue: Path, tmp_path: Path) -> None:
     config = draw.SampleConfig(mpp=(1.0,), size_px=192)
     patches, sheet = tmp_path / "p.parquet", tmp_path / "sheet.png"

@@ -125,3 +125,11 @@ def test_an_outline_may_not_leave_its_tissue() -> None:
     polygons.Cleaning(tolerance_um=200)
     with pytest.raises(errors.UsageError, match="by 200 um at most"):
         polygons.Cleaning(tolerance_um=201)
+
+
+def test_a_piece_is_measured_after_its_small_holes_are_filled() -> None:
+    """10 x 10 px around a hole of 8 x 8: 36 um2 of tissue, 100 with the hole filled."""
+    mask = np.ones((10, 10), bool)
+    mask[1:9, 1:9] = False
+    cleaning = polygons.Cleaning(min_object_um2=50, min_hole_um2=70, tolerance_um=0)
+    assert polygons.from_mask(mask, (1.0, 1.0), 1.0, cleaning).area == 100

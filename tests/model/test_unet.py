@@ -70,6 +70,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         {"widths": "wide"},
         {"widths": None},
         {"mpp": "fine"},
+        {"mpp": 0},
+        {"mpp": float("nan")},
+        {"mpp": None},
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, settings: dict) -> None:
@@ -102,3 +105,23 @@ def test_one_thread_is_given_back() -> None:
     with unet.one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    module = unet.UNet(WIDTHS)
+    with torch.no_grad():
+        module.head.bias[2] = value
+    unet.save(tmp_path / "u.safetensors", module, header())
+    with pytest.raises(errors.InputError, match="does not hold the weights of a tissue U-Net"):
+        unet.load(tmp_path / "u.safetensors", "cpu")
+
+
+def test_padding_is_cut_off_where_it_was_added(shipped: unet.Segmenter) -> None:
+    """Pixels beyond the right and lower edge repeat the edge; the answer starts at the corner."""
+    rgb = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    rgb[40:], rgb[:, 37:] = rgb[39:40], rgb[:, 36:37]
+    whole = shipped.probability(rgb)
+    part = shipped.probability(np.ascontiguousarray(rgb[:40, :37]))
+    alike = np.abs(part - whole[:40, :37]).max()
+    assert alike < np.abs(part - whole[-40:, -37:]).max() / 2

@@ -81,3 +81,53 @@ def test_nothing_but_the_canvas_changes_under_a_coverslip() -> None:
     artefacts.bubbles(canvas, np.random.default_rng(3), 8.0)
     artefacts.dust(canvas, np.random.default_rng(3), 8.0)
     assert np.isfinite(canvas).all() and canvas.min() < 235
+
+
+@pytest.mark.parametrize("name", ["border", "pen"])
+def test_what_is_hidden_is_no_tissue(
+    found: list[pairs.Pair], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The left half is hidden; the truth of the right half stays."""
+    left = np.zeros((SIZE, SIZE), bool)
+    left[:, : SIZE // 2] = True
+    before = [make(found, PLAIN, index).mask for index in range(6)]
+    monkeypatch.setattr(artefacts, name, lambda *arguments: left)
+    recipe = dataclasses.replace(PLAIN, **{name: 1.0})
+    after = [make(found, recipe, index).mask for index in range(6)]
+    assert sum(mask[left].sum() for mask in before) > 200
+    for plain, hidden in zip(before, after, strict=True):
+        assert np.array_equal(hidden, plain & ~left)
+
+
+def test_pale_stain_has_12_to_45_percent_of_its_strength() -> None:
+    od = np.full((4, 4, 3), (0.5, 0.9, 0.4), np.float32)
+    shares = []
+    for seed in range(40):
+        full, pale = (
+            compose._stained(od, dataclasses.replace(PLAIN, pale=p), np.random.default_rng(seed))
+            for p in (0.0, 1.0)
+        )
+        shares.append(float(pale.sum() / full.sum()))
+    assert 0.12 <= min(shares) < 0.18 and 0.38 < max(shares) <= 0.45
+
+
+def test_ink_as_thin_as_it_gets_hides_what_is_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strokes of full cover on the left half, of opacity 0.45 to 1; the rest stays as it is."""
+    left = np.zeros((SIZE, SIZE), np.float32)
+    left[:, : SIZE // 2] = 1
+    monkeypatch.setattr(artefacts.fields, "stroke", lambda *arguments: left.copy())
+    monkeypatch.setattr(artefacts.fields, "blob", lambda *arguments: left.copy())
+    monkeypatch.setattr(artefacts.fields, "blur", lambda picture, sigma: picture)
+    monkeypatch.setattr(artefacts.fields, "smooth", lambda *arguments: np.zeros_like(left))
+    for seed in range(12):
+        canvas = np.full((SIZE, SIZE, 3), 200, np.float32)
+        hidden = artefacts.pen(canvas, np.random.default_rng(seed), 8.0)
+        assert np.array_equal(hidden, left > 0) and (canvas[left == 0] == 200).all()
+
+
+def test_a_fold_is_darker_never_paler() -> None:
+    od = np.full((SIZE, SIZE, 3), 0.5, np.float32)
+    for seed in range(6):
+        folded = artefacts.fold(od, np.random.default_rng(seed), 8.0)
+        assert (folded >= od).all() and folded.max() <= 0.5 * 2.6 + 1e-5
+    assert folded.max() > 0.5 * 1.2

@@ -110,3 +110,48 @@ def test_an_annotation_never_leads_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "x.png").touch()
     assert pairs.annotation(tmp_path / "notes", "../x") is None
+
+
+def test_a_picture_is_not_its_own_mask_however_the_folder_is_spelled(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders[0].parent)
+    for other in ("images", "notes/../images", folders[0].absolute()):
+        assert list(pairs.of_images("images", other, image_mpp=4.0, mpp=8.0)) == []
+    assert [path.stem for path in pairs.pictures("images")] == ["a", "b", "c"]
+
+
+GREY = Image.linear_gradient("L").resize((40, 20))
+GREY.putpixel((0, 0), 0)
+NO_MASKS = {
+    "another shape": (Image.new("L", (40, 26)), "b.png is 40 x 26 pixels, .* than 40 x 20"),
+    "white all over": (Image.new("L", (40, 20), 255), "nowhere is it black"),
+    "a picture": (GREY, "7[0-9]% of it is neither"),
+}
+
+
+@pytest.mark.parametrize("name", NO_MASKS)
+def test_a_picture_is_no_mask(folders: tuple[Path, Path], name: str) -> None:
+    picture, message = NO_MASKS[name]
+    picture.save(folders[1] / "b.png")
+    with pytest.raises(errors.SlideError, match=message):
+        list(pairs.of_images(*folders, image_mpp=4.0, mpp=8.0))
+
+
+def test_a_mask_may_be_off_by_a_rounded_pixel_and_have_smooth_edges(tmp_path: Path) -> None:
+    """1,001 x 500 px halved; 1 of 40 columns is grey."""
+    values = np.zeros((250, 501), np.uint8)
+    values[:, 240:] = 255
+    values[:, 235:240] = 128
+    Image.fromarray(values).save(tmp_path / "m.png")
+    found = pairs.truth(tmp_path / "m.png", (1001, 500), (501, 250))
+    assert found[:, 235:].all() and not found[:, :235].any()
+
+
+def test_what_becomes_huge_is_refused(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 x 20 px at 4 um/px would be 160 x 80 at 1."""
+    monkeypatch.setattr(pairs, "MAX_PIXELS", 12_799)
+    with pytest.raises(errors.SlideError, match="a.png at 1 um/px has more than"):
+        list(pairs.of_images(*folders, image_mpp=4.0, mpp=1.0))

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -78,6 +79,50 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     assert not list(tmp_path.glob("*.parts-*"))
 
 
+def test_a_checkpoint_that_was_cut_short_is_named(
+    found: list[pairs.Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+
+    def die(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(found, tmp_path / "u", CONFIG, device="cpu", workers=1, progress=die)
+    (checkpoint,) = tmp_path.glob("u.parts-*/checkpoint.safetensors")
+    whole = checkpoint.read_bytes()
+    for size in (0, 5, len(whole) // 2):
+        checkpoint.write_bytes(whole[:size])
+        with pytest.raises(errors.InputError, match="is no checkpoint of this training") as caught:
+            train.train(found, tmp_path / "u", CONFIG, device="cpu", workers=1)
+        assert caught.value.hint.startswith("rm -r ")
+
+
+def test_the_seed_shapes_the_first_weights() -> None:
+    first, again, other = (
+        train._start(dataclasses.replace(CONFIG, seed=seed), torch.device("cpu")).module.head.weight
+        for seed in (3, 3, 2**64 - 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_it_is_scored_on_scenes_that_it_did_not_learn_from(
+    found: list[pairs.Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps of two scenes, then three others, each made once."""
+    made: list[tuple[int, int]] = []
+    scene = train.compose.scene
+
+    def watched(found, recipe, seed, index, **rest):
+        made.append((seed, index))
+        return scene(found, recipe, seed, index, **rest)
+
+    monkeypatch.setattr(train.compose, "scene", watched)
+    train.train(found, tmp_path / "u.safetensors", CONFIG, device="cpu", workers=1)
+    assert len(made) == len(set(made)) == 6 * 2 + 3
+
+
 def test_a_finished_run_is_not_repeated_and_another_is_refused(
     found: list[pairs.Pair], tmp_path: Path
 ) -> None:
@@ -115,6 +160,8 @@ def test_no_tissue_is_nothing_to_learn(tmp_path: Path) -> None:
         ({"steps": 0}, "must be 1 or more"),
         ({"size_px": 100}, "100 px does not fit"),
         ({"precision": "fp8"}, "fp8"),
+        ({"seed": 99999999999999999999999}, "from 0 to 2"),
+        ({"seed": -1}, "from 0 to 2"),
     ],
 )
 def test_settings_are_checked(values: dict, message: str) -> None:
