@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -333,7 +333,7 @@ def _in_workers(plan: Plan, workers: int, ahead: int, pin: bool) -> Iterator[Bat
         prefetch_factor=ahead,
         pin_memory=pin,
         multiprocessing_context=context,
-        worker_init_fn=_follow_parent,
+        worker_init_fn=functools.partial(_follow_parent, dict(os.environ)),
         # Its own generator, so that this process's random state stays as it is.
         generator=torch.Generator(),
     )
@@ -352,13 +352,19 @@ def _in_workers(plan: Plan, workers: int, ahead: int, pin: bool) -> Iterator[Bat
         ) from error
 
 
-def _follow_parent(worker: int) -> None:
-    """Let the parent alone decide when this worker ends.
+def _follow_parent(environment: Mapping[str, str], worker: int) -> None:
+    """Take the parent's environment, and let it alone decide when this worker ends.
+
+    A fork server has the environment of when it was started; credentials and the cache of tiles may
+    have been named since.
 
     A signal to the whole process group must not take the batches of the last step away. A parent
     that was killed cannot say anything, and torch's own watch looks at the fork server, which lives
     as long as its children do.
     """
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
