@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib import metadata, util
 
 from pathfm_cli.cli import options, output
 
@@ -56,6 +55,8 @@ def doctor(json: options.Json = False) -> int:
 
 
 def _all() -> Iterator[Check]:
+    from importlib import util
+
     yield Check("python", "ok" if sys.version_info >= (3, 11) else "fail", sys.version.split()[0])
     for name in PACKAGES:
         yield _package(name)
@@ -80,6 +81,8 @@ def _all() -> Iterator[Check]:
 
 
 def _package(name: str) -> Check:
+    from importlib import metadata
+
     try:
         return Check(name, "ok", metadata.version(name))
     except metadata.PackageNotFoundError:
