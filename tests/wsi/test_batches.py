@@ -16,13 +16,6 @@ from pathfm_cli.data import cohort, index
 from pathfm_cli.wsi import pyramid, roi, store
 
 
-@pytest.fixture(scope="module")
-def real(slides_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> cohort.Cohort:
-    out = tmp_path_factory.mktemp("real") / "s.parquet"
-    index.index([str(slides_folder)], out, mpp_overrides=["1.0"])
-    return cohort.open_cohort(out)
-
-
 def requests(found: cohort.Cohort, count: int) -> list[pyramid.Request]:
     rng = np.random.default_rng(0)
     made = []
