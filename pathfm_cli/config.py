@@ -61,6 +61,17 @@ def overlay(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, An
     return result
 
 
+def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tree` with the values of `changes` in their places, table by table."""
+    result = _copy(tree)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        result[key] = value
+    return result
+
+
 def build(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     """Turn a mapping into the frozen dataclass `cls`, nested dataclasses included.
 

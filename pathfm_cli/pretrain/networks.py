@@ -15,7 +15,7 @@ from torch import nn
 
 from pathfm_cli import errors
 from pathfm_cli.model import files, vit, weights
-from pathfm_cli.pretrain import head, recipe
+from pathfm_cli.pretrain import head, recipe, sections
 
 
 class Network(nn.Module):
@@ -95,7 +95,7 @@ def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
     )
 
 
-def _check_sizes(backbone: nn.Module, crops: recipe.Crops) -> None:
+def _check_sizes(backbone: nn.Module, crops: sections.Crops) -> None:
     embed = getattr(backbone, "patch_embed", None)
     token_px = getattr(embed, "patch_size", None)
     if not isinstance(token_px, tuple):
@@ -117,7 +117,7 @@ def _start_class_token(backbone: nn.Module) -> None:
         nn.init.trunc_normal_(token, std=0.02)
 
 
-def _load(backbone: nn.Module, model: recipe.Model) -> None:
+def _load(backbone: nn.Module, model: sections.Model) -> None:
     path = Path(model.init)
     bare = path.is_file() and not files.is_exported(path)
     try:

@@ -74,11 +74,6 @@ def _announce(job: book.Job, here: place.Place, first: int) -> None:
     """Say on the log what is about to happen."""
     if here.leads:
         settings = job.settings
-        log.info(
-            "peak lr %g = base %g x batch %d / 256",
-            settings.peak_lr,
-            settings.optim.base_lr,
-            settings.train.batch_size,
-        )
+        log.info("%s", settings.peak_lr_words)
         where = f"{here.world_size} x {here.device.type}"
         log.info("steps %d to %d on %s", first, settings.train.steps, where)

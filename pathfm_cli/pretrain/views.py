@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathfm_cli.data import draw
-from pathfm_cli.pretrain import recipe
+from pathfm_cli.pretrain import recipe, sections
 
 PURPOSE = 101
 """Key of this stream of random numbers; patches and drop path have others."""
@@ -102,7 +102,7 @@ def _boxes(numbers_BVN: Float, scale_V2: Float, size_px: int) -> dict[str, Any]:
     return {"left_px": left, "top_px": top, "width_px": width, "height_px": height}
 
 
-def _changes(numbers_BVN: Float, augment: recipe.Augment) -> dict[str, Any]:
+def _changes(numbers_BVN: Float, augment: sections.Augment) -> dict[str, Any]:
     """Everything of `Views` after the crop."""
     u = np.moveaxis(numbers_BVN, -1, 0)
     views = u.shape[-1]
