@@ -60,8 +60,9 @@ def check(
             divide by the processes.
         errors.OutputClash: the folder holds something else.
     """
-    from pathfm_cli.pretrain import networks
+    from pathfm_cli.pretrain import networks, origin
 
+    origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
     processes = launch.processes(machine.processes, machine.device)
     check_batch(settings, processes)
@@ -146,9 +147,9 @@ def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifac
     parent = artifacts.read_header(source, *INPUTS)
     cohort.require_usable(parent, source)
     parents = [f"{parent.kind}:{parent.id}"]
-    start = Path(settings.model.init)
-    if start.exists():
-        parents.append(f"weights:{_digest(artifacts.resolve(start))}")
+    from pathfm_cli.pretrain import origin
+
+    parents += [f"weights:{_digest(path)}" for path in origin.sources(settings)]
     return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=_values(settings))
 
 
