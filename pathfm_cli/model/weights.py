@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import device as devices
 from pathfm_cli.model import (
+    density,
     export,
     files,
     foreign,
@@ -32,6 +32,7 @@ from pathfm_cli.model import (
     vit,
     zoo,
 )
+from pathfm_cli.model import device as devices
 
 FRESH = "random/"
 IMAGE_SIZE_PX = 224
@@ -150,6 +151,8 @@ def load(
         std=std or info.std,
     )
     module, dim = loaded.module, _width(loaded.module)
+    if info.input == "density":
+        module = density.OnDensity(module, info.mean, info.std)
     if info.embedding == pooling.CLASS_AND_MEAN:
         module, dim = pooling.ClassAndMean(module, info.prefix_tokens), 2 * dim
     return Encoder(
@@ -353,5 +356,7 @@ def _identity(module: nn.Module, info: export.Info) -> str:
         "std": list(info.std),
         "embedding": info.embedding,
     }
+    if info.input != "rgb":
+        facts["input"] = info.input
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:12]

@@ -97,6 +97,7 @@ def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
             hidden=options.hidden,
             bottleneck=options.bottleneck,
             norm_last_layer=options.norm_last_layer,
+            batch_norm=options.batch_norm,
         ),
     )
 

@@ -36,6 +36,8 @@ class Head:
     """Output size K."""
     norm_last_layer: bool
     """Whether every prototype keeps length 1."""
+    batch_norm: bool = False
+    """Normalise over the batch before every GELU (dino: use_bn_in_head)."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "bottleneck", "prototypes"):
