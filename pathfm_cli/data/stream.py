@@ -23,7 +23,7 @@ from numpy import typing as npt
 from torch.utils import data
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, skips, windows
+from pathfm_cli.data import cohort, draw, fixed, skips, windows
 from pathfm_cli.wsi import pyramid
 
 PREFETCH_BYTES = 256 << 20
@@ -118,7 +118,7 @@ def batches(
 
     Args:
         cohort_path: a `tissue` artifact (endless) or a `patches` artifact (its rows, in turn).
-        config: how patches are drawn; needed for `tissue`, unused for `patches`.
+        config: how patches are drawn; needed for `tissue`; of `patches` it only chooses slides.
         seed: of the draws.
         batch_size: B, per rank.
         first_step: number of the first batch.
@@ -284,7 +284,7 @@ def _open(plan: Plan) -> _Opened:
                 f"{plan.cohort_path} is a fixed set of patches; it has no windows.",
                 "patches_per_window = 1, or train on tissue",
             )
-        rows = draw.Fixed(opened.table, plan.seed)
+        rows = fixed.Fixed(opened.table, plan.seed, plan.config)
         count = min(plan.distinct or len(rows), len(rows))
         return _Opened(opened, rows, count, rows.size_px)
     if plan.config is None:
