@@ -26,8 +26,7 @@ def texture(images_NSS3: NDArray[np.uint8], *, contrast: bool) -> NDArray[np.flo
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
     edges = np.geomspace(1 / side, 0.5, RINGS + 1)
     rings = [
-        (frequency >= low) & (frequency < high)
-        for low, high in zip(edges, edges[1:], strict=False)
+        (frequency >= low) & (frequency < high) for low, high in zip(edges, edges[1:], strict=False)
     ]
     power_NF = np.log(np.stack([power_NSS[:, ring].mean(axis=1) for ring in rings], axis=1))
     return power_NF if contrast else power_NF - power_NF.mean(axis=1, keepdims=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.pretrain import folder, launch, recipe, share, stop
 
@@ -168,12 +168,18 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     """How the batch is shared here.
 
     Raises:
-        errors.UsageError: it cannot be shared evenly.
+        errors.UsageError: it cannot be shared evenly, or not at all.
     """
     train = settings.train
-    return share.share(
+    found = share.share(
         train.batch_size, processes, device_batch=train.device_batch, parts=machine.accumulate
     )
+    if settings.head.batch_norm and found.at_once < found.batch_size:
+        raise errors.UsageError(
+            f"head.batch_norm needs the whole batch at once; here it is {found}.",
+            "--gpus 1 without accumulation, or --set head.batch_norm=false",
+        )
+    return found
 
 
 def worker_arguments(source: str | os.PathLike[str], run: Path, machine: Machine) -> list[str]:
