@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathfm_cli.data import draw
 from pathfm_cli.model import device as devices
-from pathfm_cli.pretrain import networks, optim, place, recipe, schedule
+from pathfm_cli.pretrain import guard, networks, optim, place, recipe, schedule
 from pathfm_cli.pretrain.losses import dino
 
 DROP_PURPOSE = 102
@@ -28,13 +28,24 @@ class Outcome:
     """What a step measured, as scalars on the device, and what was set for it."""
 
     loss: torch.Tensor
-    teacher_entropy: torch.Tensor
-    """Nats; 0 and ln K are the two collapses."""
+    """Of this rank."""
     grad_norm: torch.Tensor
     """Before clipping."""
     lr: float
     weight_decay: float
     momentum: float
+    measures: Measures | None
+    """What is only looked at now and then; None unless it was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measures:
+    """Of the teacher's targets, as scalars on the device."""
+
+    entropy: torch.Tensor
+    """Nats; mean over this rank's images."""
+    marginal_entropy: torch.Tensor
+    """Nats; of the mean target over all ranks."""
 
 
 class Dino:
@@ -47,18 +58,22 @@ class Dino:
         self.student, self.teacher = student.to(here.device), teacher.to(here.device)
         self.centre = dino.Centre(settings.head.prototypes, settings.loss.centre_momentum)
         self.centre.to(here.device)
+        self.guard = guard.Guard().to(here.device)
         self.optimiser = optim.adamw(self.student)
         self._student: nn.Module = self.student
         if here.world_size > 1:
             self._student = DistributedDataParallel(self.student)
         self.lr, self.weight_decay, self.momentum, self.temperature = schedules(settings)
 
-    def step(self, step: int, crops: list[torch.Tensor]) -> Outcome:
-        """Train on the views of one batch.
+    def step(self, step: int, crops: list[torch.Tensor], *, measure: bool = True) -> Outcome:
+        """Train on the views of one batch, unless its loss or gradient is not finite.
+
+        The device is never waited for.
 
         Args:
             step: number of the step, from 0; decides schedules and stochastic depth.
             crops: as `augment.crops` makes them.
+            measure: whether `Outcome.measures` is wanted; all ranks must want the same.
         """
         loss_settings = self.settings.loss
         lr, weight_decay = self.lr(step), self.weight_decay(step)
@@ -73,17 +88,22 @@ class Dino:
         student_VBK = student_NK.view(-1, batch, student_NK.shape[-1])
         targets_GBK = self.centre.targets(teacher_GBK, self.temperature(step))
         loss = dino.cross_entropy(student_VBK, targets_GBK, loss_settings.student_temperature)
-        self.centre.update(teacher_GBK)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = optim.clip(self.student.parameters(), self.settings.optim.clip_norm)
         if step < loss_settings.freeze_last_layer_epochs * self.settings.train.steps_per_epoch:
             optim.freeze_last_layer(self.student)
-        self.optimiser.step()
+        loss = loss.detach()
+        skip = self.guard.judge(step, loss, grad_norm)
+        self.centre.update(teacher_GBK, skip)
+        optim.step(self.optimiser, skip)
         momentum = self.momentum(step)
         optim.follow(self.teacher, self.student, momentum)
-        entropy = dino.entropy(targets_GBK)
-        return Outcome(loss.detach(), entropy, grad_norm, lr, weight_decay, momentum)
+        measures = None
+        if measure:
+            entropies = dino.entropy(targets_GBK), dino.marginal_entropy(targets_GBK)
+            measures = Measures(*entropies)
+        return Outcome(loss, grad_norm, lr, weight_decay, momentum, measures)
 
     def _seed(self, step: int) -> None:
         """Seed torch from (seed, step, rank), so that a resumed run drops the same paths."""

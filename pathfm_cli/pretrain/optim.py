@@ -34,6 +34,16 @@ def schedule(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -
     optimiser.param_groups[0]["weight_decay"] = weight_decay
 
 
+def step(optimiser: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+    """Take the optimiser's step unless the scalar `skip` is 1; only the device looks at it.
+
+    A skipped step leaves parameters, moments and step counts as they were, and gradients that are
+    not finite unread. This is how torch's own gradient scaler talks to a fused optimiser.
+    """
+    optimiser.found_inf = skip  # type: ignore[attr-defined]
+    optimiser.step()
+
+
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
     """Scale every gradient tensor down to norm `limit` (0: leave it), each for itself.

@@ -39,9 +39,22 @@ def cross_entropy(
 
 
 def entropy(targets_GBK: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the targets in nats: 0 is one-hot, ln K uniform; either end is a collapse."""
+    """Mean entropy of the targets in nats: 0 is one-hot, ln K uniform."""
     each_GBK: torch.Tensor = torch.special.entr(targets_GBK.float())
     return each_GBK.sum(dim=-1).mean()
+
+
+def marginal_entropy(targets_GBK: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of the mean target over views, batch and all ranks.
+
+    Less `entropy`, it is what the targets tell about the image: 0 if all images have the same.
+    """
+    mean_K = targets_GBK.float().mean(dim=(0, 1))
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean_K)
+        mean_K /= distributed.get_world_size()
+    total: torch.Tensor = torch.special.entr(mean_K).sum()
+    return total
 
 
 class Centre(nn.Module):
@@ -62,13 +75,16 @@ class Centre(nn.Module):
         return functional.softmax((teacher_GBK.float() - self.centre_K) / temperature, dim=-1)
 
     @torch.no_grad()
-    def update(self, teacher_GBK: torch.Tensor) -> None:
+    def update(self, teacher_GBK: torch.Tensor, skip: torch.Tensor | None = None) -> None:
         """Move towards the mean of this step's logits over views, batch and all ranks.
 
-        centre = m * centre + (1 - m) * mean
+        centre = m * centre + (1 - m) * mean; where the scalar `skip` is 1, it stays as it is.
         """
         mean_K = teacher_GBK.float().mean(dim=(0, 1))
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(mean_K)
             mean_K /= distributed.get_world_size()
-        self.centre_K.mul_(self.momentum).add_(mean_K, alpha=1 - self.momentum)
+        moved_K = torch.lerp(mean_K, self.centre_K, self.momentum)
+        if skip is not None:
+            moved_K = torch.where(skip > 0, self.centre_K, moved_K)
+        self.centre_K.copy_(moved_K)
