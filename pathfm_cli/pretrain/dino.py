@@ -1,24 +1,28 @@
 """The method DINO: what one step does to student, teacher and centre.
 
 Source: facebookresearch/dino, `main_dino.train_one_epoch`; Caron et al. 2021, algorithm 1.
-Legend: V views, G global views, B batch, N = V * B, K prototypes.
+Legend: V views, G global views, B batch, N = V * B, K prototypes, L residual branches.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pathfm_cli.data import draw
+from pathfm_cli.model import depth
 from pathfm_cli.model import device as devices
 from pathfm_cli.pretrain import guard, networks, optim, place, recipe, schedule
 from pathfm_cli.pretrain.losses import dino
 
 DROP_PURPOSE = 102
-"""Key of the stream of random numbers that seeds stochastic depth."""
+"""Key of the stream of random numbers that stochastic depth is drawn from."""
+SEED_PURPOSE = 103
+"""Key of the stream that seeds torch, for layers that draw by themselves."""
 
 _GLOBAL_VIEWS = 2
 
@@ -83,7 +87,7 @@ class Dino:
         with devices.autocast(self.here.device, self.settings.train.precision):
             with torch.no_grad():
                 teacher_NK = self.teacher(crops[:1])
-            student_NK = self._student(crops)
+            student_NK = self._student(crops, self._kept(step, batch))
         teacher_GBK = teacher_NK.view(_GLOBAL_VIEWS, batch, -1)
         student_VBK = student_NK.view(-1, batch, student_NK.shape[-1])
         targets_GBK = self.centre.targets(teacher_GBK, self.temperature(step))
@@ -105,10 +109,31 @@ class Dino:
             measures = Measures(*entropies)
         return Outcome(loss, grad_norm, lr, weight_decay, momentum, measures)
 
+    def _kept(self, step: int, batch: int) -> list[depth.Bool]:
+        """Which views keep which residual branch: a function of (seed, step, place in the batch).
+
+        So neither a resume nor the number of ranks changes what is dropped.
+
+        Args:
+            step: number of the step.
+            batch: B, of this rank.
+
+        Returns:
+            (L, 2 B) for the global views and, if there are any, (L, (V - 2) B) for the local ones.
+        """
+        rates_L = self.student.branches.rates_L
+        views = _GLOBAL_VIEWS + self.settings.crops.local_count
+        generator = draw.rng(self.settings.train.seed, step, DROP_PURPOSE)
+        numbers_LVB = generator.random((len(rates_L), views, batch * self.here.world_size))
+        own = slice(self.here.rank * batch, (self.here.rank + 1) * batch)
+        kept_LVB = numbers_LVB[..., own] >= rates_L[:, None, None]
+        parts = np.split(kept_LVB, [_GLOBAL_VIEWS], axis=1)
+        return [part.reshape(len(rates_L), -1) for part in parts if part.shape[1]]
+
     def _seed(self, step: int) -> None:
-        """Seed torch from (seed, step, rank), so that a resumed run drops the same paths."""
+        """Seed torch from (seed, step, rank), for layers that draw random numbers themselves."""
         index = step * self.here.world_size + self.here.rank
-        generator = draw.rng(self.settings.train.seed, index, DROP_PURPOSE)
+        generator = draw.rng(self.settings.train.seed, index, SEED_PURPOSE)
         torch.manual_seed(int(generator.integers(2**63)))
 
 
