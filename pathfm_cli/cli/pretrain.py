@@ -27,6 +27,11 @@ def pretrain(
     workers: Annotated[
         int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
     ] = 0,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines; start the command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where they meet: a free port of machine 0.")
+    ] = "",
     cache: options.CacheFolder = None,
     cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
@@ -43,7 +48,7 @@ def pretrain(
     pathfm pretrain tissue.parquet --recipe tiny -o run/ --set train.steps=50
     pathfm mask slides.parquet -o t.parquet | pathfm pretrain --recipe dino-vits16 -o run/
     """
-    from pathfm_cli.pretrain import plan, run
+    from pathfm_cli.pretrain import launch, plan, run
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
@@ -51,7 +56,8 @@ def pretrain(
         tile_cache.use(cache, cache_gb)
     seeded = [] if seed is None else [f"train.seed={seed}"]
     settings = recipes.load(recipe, [*(set_ or []), *seeded])
-    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
+    nodes = launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint)
+    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet, nodes=nodes)
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
     path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]
