@@ -80,7 +80,7 @@ class KeepingBlock(vit.Block):
         return _add(x, self.kept[1], self.rate, self.feed)
 
     def compile_branches(self, backend: str | Callable[..., Any]) -> None:
-        """Compile what an image passes, for any number of images."""
+        """Compile what an image passes, for any number of images; a single one compiles anew."""
         for name in ("attend", "feed"):
             branch = getattr(type(self), name)
             whole = torch.compile(branch, backend=backend, dynamic=True)
