@@ -29,7 +29,8 @@ def cross_entropy(
     Returns:
         A float32 scalar.
     """
-    loss: torch.Tensor = _CrossEntropy.apply(student_VBK, targets_GBK, temperature)
+    apply: Any = _CrossEntropy.apply
+    loss: torch.Tensor = apply(student_VBK, targets_GBK, temperature)
     return loss
 
 
@@ -67,7 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient_VBK, ctx.gradient_VBK = ctx.gradient_VBK, None
         return gradient_VBK.mul_(outer), None, None
