@@ -22,7 +22,8 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
 
     Raises:
         errors.Interrupted: a signal came; a checkpoint was written.
-        errors.PathfmError: the loss is not finite any more.
+        errors.PathfmError: too many steps in a row were not finite, or the run has collapsed and
+            `train.on_collapse` is stop.
     """
     settings = job.settings.train
     method = dino.Dino(job.settings, here)
@@ -31,9 +32,10 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
     ledger = book.Book(job, here, first)
     for batch in ledger.timed(batches(job, here, first)):
         pixels = batch.pixels.to(here.device, non_blocking=True)
-        views = augment.crops(job.settings, pixels, batch.indices.numpy())
-        outcome = method.step(ledger.step, views)
-        ledger.count(outcome, batch)
+        views = augment.parts(job.settings, pixels, batch.indices.numpy(), job.parts)
+        logged = ledger.next_is_logged
+        outcome = method.step_in_parts(ledger.step, views, job.parts, measure=logged)
+        ledger.count(method, outcome, batch)
         stopped = here.any(stopping())
         if stopped or ledger.step == settings.steps or ledger.due(settings.checkpoint_every):
             ledger.save(method)

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,45 @@ def test_two_ranks_train_as_one(finished, tissue, folder):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
+def test_a_batch_in_parts_of_slides_that_meet_a_condition(finished, tissue, folder):
+    """The one slide meets it, so the patches are the same; two parts change only the rounding."""
+    run = folder / "parts"
+    choice = ["--where", "vendor == 'aperio' and mpp < 1", "--accumulate", 2]
+    done = pathfm("pretrain", tissue, "--recipe", "tiny", *micro(), *choice, "-o", run)
+    assert done.returncode == 0, done.stderr
+    assert "batch 4 = 1 process x 2 parts x 2" in done.stderr
+    assert "where = \"vendor == 'aperio' and mpp < 1\"" in (run / "config.toml").read_text()
+    for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_the_second_phase_goes_on_from_a_run(finished, tissue, folder):
+    """Half the peak, heads and student of the first run, and its weights in the parents."""
+    recipe = folder / "two.toml"
+    tiny = resources.files("pathfm_cli.pretrain.recipes") / "tiny.toml"
+    second = [
+        *("[phase2.start]", 'student = "own"', 'heads = "keep"', 'centre = "keep"'),
+        *("[phase2.optim]", "lr_factor = 0.5", "warmup_epochs = 0.0"),
+    ]
+    recipe.write_text("\n".join([tiny.read_text(), *second]))
+    run = folder / "phase2"
+    cached = ["--distinct-patches", 8, "--patch-cache", folder / "pixels"]
+    arguments = ["pretrain", tissue, "--recipe", recipe, *micro(), "--phase", 2, *cached]
+    done = pathfm(*arguments, "--init", finished[0], "-o", run)
+    assert done.returncode == 0, done.stderr
+    assert "peak lr 3.125e-05 = base 0.004 x batch 4 / 256 x 0.5" in done.stderr
+    assert f"first weights: {finished[0]}" in done.stderr
+    assert metrics(run)[0]["lr"] == pytest.approx(3.125e-5)
+    identity = json.loads((run / "run.json").read_text())
+    assert [parent.partition(":")[0] for parent in identity["parents"]].count("weights") > 4
+    (pixels,) = (folder / "pixels").iterdir()
+    assert pixels.stat().st_size == 8 * (48 * 48 * 3 + 4)
+    without = pathfm(*arguments, "-o", folder / "none")
+    refused(without, 2, "goes on from the run of the first", "--phase 2 --init run1/")
+    gone = pathfm(*arguments, "--init", "gone/", "-o", folder / "none")
+    refused(gone, 3, "gone/, to start from, does not exist", "the path of a run or checkpoint")
+
+
 def test_sigterm_leaves_75_and_the_same_command_goes_on(tissue, folder):
     arguments = ["pretrain", tissue, "--recipe", "tiny", *micro(train__steps=60)]
     run, whole = folder / "stopped", folder / "whole"
@@ -127,13 +168,62 @@ def test_sigterm_leaves_75_and_the_same_command_goes_on(tissue, folder):
     assert (run / result).read_bytes() == (whole / result).read_bytes()
 
 
-def start(*arguments):
+@pytest.fixture(scope="module")
+def sixty(tissue, folder):
+    """A run of 60 steps left alone, and how it is started."""
+    arguments = ["pretrain", tissue, "--recipe", "tiny", *micro(train__steps=60)]
+    assert pathfm(*arguments, "-o", folder / "sixty").returncode == 0
+    return folder / "sixty", arguments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "group", "workers"),
+    [(signal.SIGUSR1, False, 0), (signal.SIGTERM, True, 1), (signal.SIGUSR1, True, 1)],
+)
+def test_a_signal_to_launcher_or_group_leaves_75_then_the_same_run(
+    sixty, tmp_path, number, group, workers
+):
+    whole, arguments = sixty
+    run = tmp_path / "run"
+    process = start(*arguments, "--workers", workers, "-o", run, start_new_session=True)
+    wait_for_step(run, 2, process)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    assert "a checkpoint is kept" in said and "died" not in said
+    assert 2 <= metrics(run)[-1]["step"] < 60
+    assert pathfm(*arguments, "-o", run).returncode == 0
+    assert losses(run) == losses(whole)
+    result = "teacher.safetensors"
+    assert (run / result).read_bytes() == (whole / result).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one(finished, tissue, folder):
+    run = folder / "nodes"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, "--nnodes", 2]
+    launchers = [
+        start(*command, "--rdzv-endpoint", endpoint, "--node-rank", rank) for rank in (1, 0)
+    ]
+    said = [launcher.communicate(timeout=300) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert json.loads(said[0][0])["path"] == json.loads(said[1][0])["path"]
+    for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def start(*arguments, **options):
     return subprocess.Popen(
         [*PATHFM, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -231,6 +321,16 @@ def refused(done, code, message, hint):
         (["--recipe", "tiny", "--set", "train.steps"], "not of the form", "--set train.steps=100"),
         (["--recipe", "tiny", "--set", "model.arch=vit_tin"], "no model called", "did you mean"),
         (["--recipe", "tiny", "--device", "tpu"], "There is no device 'tpu'", "--device auto"),
+        (["--recipe", "tiny", "--nnodes", "2"], "need a place to meet", "--rdzv-endpoint HOST:"),
+        (["--recipe", "tiny", "--node-rank", "1"], "Node 1 of 1 is none", "--node-rank 0 to 0"),
+        (
+            ["--recipe", "tiny", "--overwrite", "--nnodes", "2", "--rdzv-endpoint", "a:1"],
+            *("one could overwrite", "rm -r "),
+        ),
+        (["--recipe", "tiny", "--phase", "2"], "no second phase", "leave --phase out"),
+        (["--recipe", "tiny", "--where", "stain ="], "cannot be read", "--where"),
+        (["--recipe", "tiny", "--subset", "0"], "subset 0.0 is no share", "--subset 0.1"),
+        (["--recipe", "tiny", "--accumulate", "3"], "cannot be taken in 3 parts", "--accumulate 2"),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
     ],
 )
