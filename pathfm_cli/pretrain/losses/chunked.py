@@ -86,7 +86,10 @@ class _CrossEntropy(torch.autograd.Function):
                 slope_nK.sub_(targets_nK).mul_((weight_n / temperature)[:, None])
                 slope_nK = slope_nK.to(low)
                 grad_ND[part] = slope_nK @ w_KD
-                grad_KD += slope_nK.T @ x_ND[part]
+                if low == exact:
+                    grad_KD.addmm_(slope_nK.T, x_ND[part])
+                else:
+                    grad_KD += slope_nK.T @ x_ND[part]
         if grad_ND is not None and grad_KD is not None:
             ctx.save_for_backward(grad_ND, grad_KD.to(prototypes_KD.dtype))
         return loss

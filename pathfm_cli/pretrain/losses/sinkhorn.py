@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import distributed
 
-ELEMENTS = 2**24
-"""Logits that are looked at together, as float32."""
+ELEMENTS = 2**22
+"""Logits that are looked at together: 16 MiB as float32, which caches hold."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ class Targets:
 
     def rows(self, part: slice) -> torch.Tensor:
         """Targets of some samples, float32; each sums to 1."""
-        scaled_NK = _scaled(self.logits_NK[part], self.peak_K, self.temperature)
-        return scaled_NK.add_(self.prototype_K).add_(self.sample_N[part, None]).exp_()
+        bias_K, temperature = self.prototype_K, self.temperature
+        log_NK = _biased(self.logits_NK[part], self.peak_K, temperature, bias_K)
+        return log_NK.add_(self.sample_N[part, None]).exp_()
 
 
 @torch.no_grad()
@@ -61,18 +62,21 @@ def balance(logits_NK: torch.Tensor, temperature: float, iterations: int) -> Tar
     prototype_K = torch.zeros_like(peak_K)
     for _ in range(iterations):
         for part in _parts(prototypes, samples):
-            block_NK = _scaled(logits_NK[:, part], peak_K[part], temperature)
-            prototype_K[part] = torch.logsumexp(block_NK.add_(sample_N[:, None]), dim=0)
+            block_NK = _biased(logits_NK[:, part], peak_K[part], temperature, sample_N[:, None])
+            prototype_K[part] = torch.logsumexp(block_NK, dim=0)
         prototype_K = -_log_total(prototype_K)
         for part in _parts(samples, prototypes):
-            block_NK = _scaled(logits_NK[part], peak_K, temperature)
-            sample_N[part] = -torch.logsumexp(block_NK.add_(prototype_K), dim=1)
+            block_NK = _biased(logits_NK[part], peak_K, temperature, prototype_K)
+            sample_N[part] = -torch.logsumexp(block_NK, dim=1)
     return Targets(logits_NK, temperature, peak_K, prototype_K, sample_N)
 
 
-def _scaled(logits_NK: torch.Tensor, peak_K: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Distance below the prototype's peak over the temperature: exact near it, however large."""
-    return torch.sub(logits_NK, peak_K).div_(temperature)
+def _biased(
+    logits_NK: torch.Tensor, peak_K: torch.Tensor, temperature: float, bias: torch.Tensor
+) -> torch.Tensor:
+    """(logits - peak) / temperature + bias; exact near the peak, however large the logits are."""
+    below_NK = torch.sub(logits_NK, peak_K)
+    return torch.add(bias, below_NK, alpha=1 / temperature, out=below_NK)
 
 
 def _parts(length: int, other: int) -> Iterator[slice]:
