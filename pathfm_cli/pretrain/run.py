@@ -186,6 +186,11 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
             f"head.batch_norm needs the whole batch at once; here it is {found}.",
             "--gpus 1 without accumulation, or --set head.batch_norm=false",
         )
+    if settings.loss.koleo and found.parts > 1:
+        raise errors.UsageError(
+            f"loss.koleo compares all images of a batch; here it is {found}.",
+            "--accumulate 1, or --set loss.koleo=0",
+        )
     return found
 
 

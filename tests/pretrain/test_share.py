@@ -46,3 +46,10 @@ def test_batch_norm_wants_the_whole_batch_at_once(micro, processes, parts):
     with pytest.raises(errors.UsageError, match="needs the whole batch at once"):
         run.shared(settings, machine, processes)
     assert run.shared(settings, run.Machine(), 1).at_once == 4
+
+
+def test_koleo_takes_more_processes_but_no_parts(micro):
+    settings = micro("loss.koleo=0.1")
+    assert run.shared(settings, run.Machine(), 2).at_once == 2
+    with pytest.raises(errors.UsageError, match="compares all images of a batch"):
+        run.shared(settings, run.Machine(accumulate=2), 1)
