@@ -318,8 +318,7 @@ def _timm_info(arch: str, module: nn.Module) -> export.Info:
 
 def _image_size(loaded: _Loaded, asked: int | None) -> int:
     module, native = loaded.module, loaded.info.image_size_px
-    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
-    free = getattr(module, "dynamic_img_size", False) or not config.get("fixed_input_size", False)
+    free = vit.takes_any_size(module)
     size = asked or (native if loaded.made_for or not free else IMAGE_SIZE_PX)
     patch = _patch_px(module)
     if size % patch or (size != native and not free):
