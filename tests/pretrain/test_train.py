@@ -90,7 +90,7 @@ def test_what_is_off_in_the_presets_resumes_as_exactly(tissue, micro, tmp_path):
         "model.input=density",
         "model.global_pool=avg",
     )
-    settings = micro(*head, "model.input=density", "model.global_pool=avg")
+    settings = micro(*more)
     reference = whole(tissue, tmp_path / "whole", settings)
     job = begin(tissue, tmp_path / "run", settings)
     with pytest.raises(errors.Interrupted):
