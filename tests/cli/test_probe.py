@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,21 +8,9 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
+from processes import pathfm
 
 from pathfm_cli import artifacts
-
-
-def pathfm(*arguments, cwd, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *arguments],
-        cwd=cwd,
-        input=stdin,
-        stdin=None if stdin is not None else subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def frame(splits, labels=("a", "b", "c")):
