@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +12,23 @@ from pathfm_cli.cli import options, output, pipe, progress
 
 def pretrain(
     out: options.Out,
-    recipe: Annotated[str, typer.Option(help="A preset (tiny, dino-vits16) or a TOML file.")],
+    recipe: Annotated[str, typer.Option(help="A preset (tiny, dino-vits16, ...) or a TOML file.")],
     source: Annotated[
         list[str] | None,
         typer.Argument(metavar="TISSUE", help="A tissue or patches artifact; else stdin is read."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="First weights: a run, a checkpoint, a timm name: model.init."),
+    ] = None,
+    phase: Annotated[
+        int | None, typer.Option(min=1, help="2: the recipe's second phase; needs --init.")
+    ] = None,
+    where: Annotated[str | None, options.WHERE] = None,
+    subset: Annotated[float | None, options.SUBSET] = None,
+    distinct_patches: Annotated[
+        int | None,
+        typer.Option(min=0, help="Only so many patches, over and over: train.distinct_patches."),
     ] = None,
     set_: options.Settings = None,
     seed: Annotated[
@@ -24,9 +38,15 @@ def pretrain(
         int, typer.Option("--gpus", "--procs", min=0, help="Processes; 0: one per GPU, else one.")
     ] = 0,
     device: options.Device = "auto",
+    accumulate: Annotated[
+        int, typer.Option(min=0, help="Parts of a process's batch; 0: by train.device_batch.")
+    ] = 0,
     workers: Annotated[
         int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
     ] = 0,
+    patch_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep distinct patches on this local disk.")
+    ] = None,
     cache: options.CacheFolder = None,
     cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
@@ -42,16 +62,31 @@ def pretrain(
     \b
     pathfm pretrain tissue.parquet --recipe tiny -o run/ --set train.steps=50
     pathfm mask slides.parquet -o t.parquet | pathfm pretrain --recipe dino-vits16 -o run/
+    pathfm pretrain all.parquet --recipe dino-vits16 --phase 2 --init run/ -o run2/
     """
+    from pathfm_cli import config
     from pathfm_cli.pretrain import plan, run
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
-    seeded = [] if seed is None else [f"train.seed={seed}"]
-    settings = recipes.load(recipe, [*(set_ or []), *seeded])
-    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
+    flags = {
+        "model.init": init,
+        "data.where": where,
+        "data.subset": subset,
+        "train.distinct_patches": distinct_patches,
+        "train.seed": seed,
+    }
+    settings = recipes.load(recipe, [*(set_ or []), *config.assignments(flags)], phase)
+    machine = run.Machine(
+        processes=gpus,
+        device=device,
+        accumulate=accumulate,
+        workers=workers,
+        patch_cache=patch_cache,
+        quiet=quiet,
+    )
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
     path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]

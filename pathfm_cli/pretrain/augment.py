@@ -1,7 +1,8 @@
 """Patches to normalised views, batched on the device with parameters of each view's own.
 
 Source: facebookresearch/dino, `DataAugmentationDINO`: crop and flip, colour jitter, grey, blur,
-solarise; then mean and deviation 0.5 (paper, IV-C (v)).
+solarise; then mean and deviation 0.5 (paper, IV-C (v)). Turns and changes of the stains come
+between crop and colour jitter; they are off in the paper's recipes.
 Legend: B batch, V views, N images = V * B (view by view), S patch side, T view side.
 """
 
@@ -56,6 +57,9 @@ def _make(
     images_BSCS: torch.Tensor, drawn: views.Views, settings: recipe.Recipe, size_px: int
 ) -> torch.Tensor:
     images = _cut(images_BSCS, drawn, size_px)
+    for turns in (1, 2, 3):
+        images = _where(images, drawn.turns == turns, _turned(turns))
+    images = _where(images, drawn.hed, colour.hed, drawn.hed_factor, drawn.hed_shift)
     images = _jitter(images, drawn)
     images = _where(images, drawn.grey, colour.grey)
     images = _blur(images, drawn.sigma_px, settings.augment.blur_sigma_px[1])
@@ -82,6 +86,10 @@ def _cut(images_BSCS: torch.Tensor, drawn: views.Views, size_px: int) -> torch.T
             for v in range(drawn.left_px.shape[1])
         ]
     ).clamp_(0, 1)
+
+
+def _turned(turns: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: images.rot90(turns, (-2, -1))
 
 
 def _jitter(images: torch.Tensor, drawn: views.Views) -> torch.Tensor:
@@ -113,7 +121,9 @@ def _where(
     rows = np.flatnonzero(chosen_BV.T)
     if len(rows):
         index = torch.from_numpy(rows).to(images.device)
-        arguments = (_tensor(images, values.T.reshape(-1)[rows]) for values in values_BV)
+        # View by view, as the images lie; a value may have an axis of its own behind (B, V).
+        flat = (values.swapaxes(0, 1).reshape(-1, *values.shape[2:]) for values in values_BV)
+        arguments = (_tensor(images, values[rows]) for values in flat)
         images.index_copy_(0, index, change(images[index], *arguments))
     return images
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathfm_cli.data import draw
 from pathfm_cli.model import device as devices
-from pathfm_cli.pretrain import networks, optim, place, recipe, schedule
+from pathfm_cli.pretrain import networks, optim, origin, place, recipe, schedule
 from pathfm_cli.pretrain.losses import dino
 
 DROP_PURPOSE = 102
@@ -43,11 +43,12 @@ class Dino:
     def __init__(self, settings: recipe.Recipe, here: place.Place) -> None:
         self.settings = settings
         self.here = here
-        student, teacher = networks.pair(settings)
+        student, teacher, source = networks.start(settings)
         self.student, self.teacher = student.to(here.device), teacher.to(here.device)
         self.centre = dino.Centre(settings.head.prototypes, settings.loss.centre_momentum)
         self.centre.to(here.device)
         self.optimiser = optim.adamw(self.student)
+        origin.carry(source, settings.start, self.centre, self.student, self.optimiser)
         self._student: nn.Module = self.student
         if here.world_size > 1:
             self._student = DistributedDataParallel(self.student)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pathfm_cli import errors
 from pathfm_cli.data import stream
-from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place
+from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, share
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -67,6 +67,7 @@ def batches(job: book.Job, here: place.Place, first: int) -> Iterator[stream.Bat
         policy=settings.level,
         idct=settings.idct,
         pin=here.device.type == "cuda",
+        pixels=job.patch_cache,
     )
 
 
@@ -74,11 +75,7 @@ def _announce(job: book.Job, here: place.Place, first: int) -> None:
     """Say on the log what is about to happen."""
     if here.leads:
         settings = job.settings
-        log.info(
-            "peak lr %g = base %g x batch %d / 256",
-            settings.peak_lr,
-            settings.optim.base_lr,
-            settings.train.batch_size,
-        )
+        split = share.share(settings.train.batch_size, here.world_size, parts=job.parts)
+        log.info("%s; %s", settings.peak_lr_words, split)
         where = f"{here.world_size} x {here.device.type}"
         log.info("steps %d to %d on %s", first, settings.train.steps, where)

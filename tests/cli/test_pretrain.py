@@ -79,7 +79,8 @@ def test_a_run_ends_with_its_record_and_files(finished):
     record = json.loads(done.stdout)
     assert (record["kind"], record["path"]) == ("checkpoint", str(run / "teacher.safetensors"))
     assert record["metrics"]["step"] == 8
-    assert "peak lr 6.25e-05 = base 0.004 x batch 4 / 256" in done.stderr
+    decided = "peak lr 6.25e-05 = base 0.004 x batch 4 / 256; batch 4 = 1 process x 1 part x 4"
+    assert decided in done.stderr
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {
         *("run.json", "config.toml", "patches.parquet", "metrics.jsonl", "metrics.parquet"),

@@ -116,7 +116,7 @@ WRONG = {
     "a grid with a seed": (
         ["t.parquet", "--grid", "--seed", "2", "-o", "x.parquet"],
         2,
-        "A grid takes every slide: it has no seed, strategy or weights.",
+        "A grid takes every cell: it has no seed, strategy or weights.",
         "--n 1000",
     ),
     "more patches than a file holds": (
