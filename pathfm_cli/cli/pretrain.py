@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as jsons
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +22,16 @@ def pretrain(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of every random choice: train.seed.")
     ] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABELLED",
+            help="Folder, table or data set to judge the teacher on: train.watch_data.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Metrics for TensorBoard: train.tensorboard.")
+    ] = False,
     gpus: Annotated[
         int, typer.Option("--gpus", "--procs", min=0, help="Processes; 0: one per GPU, else one.")
     ] = 0,
@@ -49,8 +61,10 @@ def pretrain(
 
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
-    seeded = [] if seed is None else [f"train.seed={seed}"]
-    settings = recipes.load(recipe, [*(set_ or []), *seeded])
+    flags = [] if seed is None else [f"train.seed={seed}"]
+    flags += [] if watch is None else [f"train.watch_data={_place(watch)}"]
+    flags += ["train.tensorboard=true"] if tensorboard else []
+    settings = recipes.load(recipe, [*(set_ or []), *flags])
     machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
@@ -58,8 +72,13 @@ def pretrain(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))
-    with progress.track("pretrain", quiet=quiet) as report:
+    with progress.track("pretrain", quiet=quiet, detail=True) as report:
         done = run.pretrain(path, out, settings, machine, overwrite=overwrite, progress=report)
     if done.up_to_date:
         output.note(f"pathfm: {out} is up to date")
     return sink.emit(done.record, plan.summary(out), f"pathfm odcorr {out}")
+
+
+def _place(name: str) -> str:
+    """A path holds wherever the run goes on, a data set's name stays; as a TOML string."""
+    return jsons.dumps(str(Path(name).absolute()) if Path(name).exists() else name)
