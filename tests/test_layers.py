@@ -6,22 +6,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "disk", "artifacts"}
+TOP = {"errors", "kinds", "config", "disk", "artifacts", "page"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
     "config": {"errors"},
     "disk": {"errors"},
     "artifacts": {"errors", "kinds", "disk"},
+    "page": {"errors", "disk"},
     "wsi": {"errors", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
     "tissue": TOP | {"wsi", "data", "model", "tissue"},
     "pretrain": TOP | {"wsi", "data", "model", "pretrain", "tasks"},
     "tasks": TOP | {"wsi", "data", "model", "tasks"},
-    "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "cli"},
+    "report": TOP | {"pretrain.folder", "tasks.scores", "report"},
+    "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "report", "cli"},
 }
-NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "wsi", "data"]
+NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "page", "wsi", "data", "report"]
 
 
 def room(module: str) -> str:

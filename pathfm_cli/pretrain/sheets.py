@@ -75,7 +75,7 @@ def _thumbnail(pixels: Image8) -> Image.Image:
 
 
 def _grid(rows: list[list[Image.Image]]) -> Image.Image:
-    """Rows of pictures, the first of each set apart by a wider gap."""
+    """Rows of pictures on white, aligned at the top left."""
     height = max(tile.height for row in rows for tile in row) + GAP_PX
     width = max(sum(tile.width + GAP_PX for tile in row) for row in rows)
     sheet = Image.new("RGB", (width - GAP_PX, height * len(rows) - GAP_PX), "white")
