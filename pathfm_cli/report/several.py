@@ -26,6 +26,8 @@ LEAST_POINTS = 3
 
 def section(given: Sequence[inputs.Input]) -> str:
     """What can be said of all of them together; empty if nothing can."""
+    if len(given) < 2:
+        return ""
     trained = [one for one in given if isinstance(one, inputs.Run)]
     scored = [one for one in given if isinstance(one, inputs.Scores)]
     parts = [_leaderboard(scored), _side_by_side(trained), _figure_6(trained, scored)]
