@@ -16,6 +16,7 @@ from pathfm_cli.data import skips, stream
 from pathfm_cli.model import export, vit
 from pathfm_cli.pretrain import (
     augment,
+    board,
     checkpoint,
     dino,
     folder,
@@ -49,6 +50,7 @@ class Book:
         self.here = here
         self.step = first
         self._log = metrics.Log(job.run / folder.METRICS, first) if here.leads else None
+        self.board = board.Board(job.settings, job.run, here, first)
         self._since = time.perf_counter()
         self._logged = first
         self._waited_s = 0.0
@@ -67,6 +69,10 @@ class Book:
             if batch is None:
                 return
             yield batch
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self._since += seconds
 
     def due(self, every: int) -> bool:
         """Whether the step just taken is a multiple of `every`."""
@@ -105,6 +111,7 @@ class Book:
         if self._log is None:
             return
         self._log.close()
+        self.board.close()
         run = self.job.run
         lines = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
         shown = {name: lines[-1][name] for name in ("step", "loss", "kl", "teacher_entropy")}
@@ -149,6 +156,7 @@ class Book:
             )
         if self._log is not None:
             self._log.write(values)
+        self.board.write("train", values)
 
     def _info(self, method: dino.Dino) -> export.Info:
         settings = self.job.settings

@@ -104,6 +104,22 @@ def embed(
     return Embedded(record, True, failures)
 
 
+def vectors(
+    data: source.Source, encoder: weights.Encoder, reading: Reading | None = None
+) -> tuple[Features, list[str | None]]:
+    """Embed every row of a small source in memory; writes nothing.
+
+    Returns:
+        (N, K) float32 in the order of the source, and why a row (then zero) has no vector.
+    """
+    reading = reading or Reading()
+    size, total = reading.batch_size or fitting_batch(encoder), data.rows.height
+    batches = [range(at, min(at + size, total)) for at in range(0, total, size)]
+    parts = list(_forward(data, encoder, batches, reading.workers))
+    reasons = [reason for _, _, lost in parts for reason in lost]
+    return np.concatenate([rows for _, rows, _ in parts]), reasons
+
+
 def summary(done: Embedded, data: source.Source, encoder: weights.Encoder) -> list[str]:
     """Lines for a person."""
     record = done.record

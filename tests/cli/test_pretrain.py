@@ -84,6 +84,7 @@ def test_a_run_ends_with_its_record_and_files(finished):
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {
         *("run.json", "config.toml", "patches.parquet", "metrics.jsonl", "metrics.parquet"),
+        *("watch.jsonl", "watch.parquet", "crops.jpg", "neighbours.jpg"),
         *("checkpoints", "model.json", "teacher.safetensors"),
     }
     assert len(metrics(run)) == 8
