@@ -17,10 +17,15 @@ shim.apply()
 
 import timm  # noqa: E402  (torchvision must be importable first)
 from timm.data import config as data_config  # noqa: E402
-from timm.layers import mlp  # noqa: E402
+from timm.layers import drop, mlp  # noqa: E402
 from timm.models import vision_transformer  # noqa: E402
 
 _LIST = 'python -c "import timm; print(*timm.list_models())"'
+Block = vision_transformer.Block
+"""timm's plain block: `norm1 attn ls1 drop_path1 norm2 mlp ls2 drop_path2`."""
+DropPath = drop.DropPath
+"""timm's stochastic depth of a residual branch."""
+
 _LAYERS = {"SwiGLUPacked": mlp.SwiGLUPacked}
 """Layers that timm takes as a class, by the name that a file can hold."""
 _DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva")

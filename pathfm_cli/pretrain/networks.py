@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import vit
+from pathfm_cli.model import depth, vit
 from pathfm_cli.pretrain import head, origin, recipe, sections
 
 
@@ -24,10 +24,23 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = projection
+        self.branches = depth.Branches(backbone)
 
-    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return logits (N, K) of all crops in order; crops of one size go through together."""
-        logits_NK: torch.Tensor = self.head(torch.cat([self.backbone(images) for images in crops]))
+    def forward(
+        self, crops: Sequence[torch.Tensor], kept: Sequence[depth.Bool] | None = None
+    ) -> torch.Tensor:
+        """Return logits (N, K) of all crops in order; crops of one size go through together.
+
+        Args:
+            crops: images, one tensor a size.
+            kept: for each of them, which images keep which of the `branches`; None: timm's layers
+                draw that themselves.
+        """
+        features = []
+        for number, images in enumerate(crops):
+            self.branches.keep(None if kept is None else kept[number])
+            features.append(self.backbone(images))
+        logits_NK: torch.Tensor = self.head(torch.cat(features))
         return logits_NK
 
 
