@@ -9,7 +9,7 @@ Legend: B batch, V views, N images = V * B (view by view), S patch side, T view 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -28,6 +28,19 @@ _JITTERS: tuple[tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     ("saturation", colour.saturation),
     ("hue", colour.hue),
 )
+
+
+def parts(
+    settings: recipe.Recipe,
+    pixels_BSSC: torch.Tensor,
+    indices_B: NDArray[np.int64],
+    count: int,
+) -> Iterator[list[torch.Tensor]]:
+    """The views of a batch in `count` equal parts, each made when it is its turn; as `crops`."""
+    size = len(indices_B) // count
+    for start in range(0, size * count, size):
+        part = slice(start, start + size)
+        yield crops(settings, pixels_BSSC[part], indices_B[part])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,13 @@ class Watch:
         self._here.wait()
         return time.perf_counter() - start
 
-    def show(self, step: int, crops: list[torch.Tensor]) -> None:
-        """Keep a picture of the views of the run's first batch."""
+    def shown(self, step: int, parts: Iterable[list[torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
+        """Pass on the views of a batch, part by part; keep a picture of the run's first ones."""
         target = self._job.run / folder.CROPS
-        if self._log is not None and step == 0 and not target.exists():
-            sheets.crops(crops, target)
+        for crops in parts:
+            if self._log is not None and step == 0 and not target.exists():
+                sheets.crops(crops, target)
+            yield crops
 
     def close(self) -> None:
         """Write the table of all looks."""
