@@ -57,6 +57,11 @@ def pretrain(
     patch_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep distinct patches on this local disk.")
     ] = None,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines; start the command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where they meet: a free port of machine 0.")
+    ] = "",
     cache: options.CacheFolder = None,
     cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
@@ -75,7 +80,7 @@ def pretrain(
     pathfm pretrain all.parquet --recipe dino-vits16 --phase 2 --init run/ -o run2/
     """
     from pathfm_cli import config
-    from pathfm_cli.pretrain import plan, run
+    from pathfm_cli.pretrain import launch, plan, run
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
@@ -97,6 +102,7 @@ def pretrain(
         accumulate=accumulate,
         workers=workers,
         patch_cache=patch_cache,
+        nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
         quiet=quiet,
     )
     size = run.check(out, settings, machine, overwrite=overwrite)

@@ -9,6 +9,7 @@ Legend: L residual branches, N images, T tokens, D width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -77,6 +78,13 @@ class KeepingBlock(vit.Block):
             return super().forward(x, attn_mask, is_causal)
         x = _add(x, self.kept[0], self.rate, self.attend)
         return _add(x, self.kept[1], self.rate, self.feed)
+
+    def compile_branches(self, backend: str | Callable[..., Any]) -> None:
+        """Compile what an image passes, for any number of images; a single one compiles anew."""
+        for name in ("attend", "feed"):
+            branch = getattr(type(self), name)
+            whole = torch.compile(branch, backend=backend, dynamic=True)
+            setattr(self, name, functools.partial(whole, self))
 
     def attend(self, x_NTD: torch.Tensor) -> torch.Tensor:
         """The first branch."""

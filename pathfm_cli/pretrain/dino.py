@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pathfm_cli.data import draw
-from pathfm_cli.model import depth
+from pathfm_cli.model import depth, vit
 from pathfm_cli.model import device as devices
 from pathfm_cli.pretrain import guard, layers, networks, optim, origin, place, recipe, schedule
 from pathfm_cli.pretrain.losses import dino
@@ -74,6 +74,12 @@ class Dino:
         self.here = here
         student, teacher, source = networks.start(settings)
         self.student, self.teacher = student.to(here.device), teacher.to(here.device)
+        precision = devices.resolve(here.device, settings.train.precision)
+        for network in (self.student, self.teacher):
+            if here.device.type == "cpu" and precision == "bf16":
+                vit.attend_plainly(network)
+            if settings.train.compile:
+                network.compile_blocks()
         self.centre = dino.Centre(settings.head.prototypes, settings.loss.centre_momentum)
         self.centre.to(here.device)
         self.guard = guard.Guard().to(here.device)

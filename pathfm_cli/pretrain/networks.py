@@ -6,7 +6,7 @@ Legend: N images (views times batch), K prototypes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,18 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = projection
         self.branches = depth.Branches(backbone)
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the blocks of the backbone, each for itself, so all of one kind share the code.
+
+        Of a block with stochastic depth the two branches are compiled, for any number of images:
+        the choices and the rates stay outside, where they cannot make the compiler start again.
+        """
+        for block in getattr(self.backbone, "blocks", ()):
+            if isinstance(block, depth.KeepingBlock):
+                block.compile_branches(backend)
+            else:
+                block.compile(backend=backend)
 
     def forward(
         self, crops: Sequence[torch.Tensor], kept: Sequence[depth.Bool] | None = None

@@ -49,6 +49,10 @@ def step(optimiser: torch.optim.Optimizer, skip: torch.Tensor) -> None:
     A skipped step leaves parameters, moments and step counts as they were, and gradients that are
     not finite unread. This is how torch's own gradient scaler talks to a fused optimiser.
     """
+    if skip.device.type == "mps":  # Its fused kernel is not known to heed the flag.
+        if not skip.item():
+            optimiser.step()
+        return
     optimiser.found_inf = skip  # type: ignore[attr-defined]
     optimiser.step()
 

@@ -7,11 +7,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts
+from pathfm_cli import artifacts, config, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.pretrain import folder, launch, recipe, share, stop
 
@@ -33,6 +34,8 @@ class Machine:
     """Processes that read patches, per training process; 0 chooses."""
     patch_cache: Path | None = None
     """Folder on a local disk for the pixels of distinct patches, see `data.held`."""
+    nodes: launch.Nodes = launch.ALONE
+    """The machines of the run, of which this is one."""
     quiet: bool = False
     """Whether the training processes keep silent unless something is wrong."""
 
@@ -68,9 +71,13 @@ def check(
     """
     from pathfm_cli.pretrain import networks, origin, watch
 
+    if overwrite and machine.nodes.count > 1:
+        raise errors.UsageError(
+            "With several nodes, one could overwrite what another reads.", f"rm -r {run}"
+        )
     origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
-    processes = launch.processes(machine.processes, machine.device)
+    processes = launch.processes(machine.processes, machine.device) * machine.nodes.count
     watch.check(settings)
     return Size(networks.count(settings), shared(settings, machine, processes))
 
@@ -108,11 +115,11 @@ def pretrain(
         rank(source, run, settings, header, machine, overwrite=overwrite)
     else:
         processes = launch.processes(machine.processes, machine.device)
-        shared(settings, machine, processes)
-        with folder.lock(run):
-            folder.prepare(run, header, settings, overwrite=overwrite)
-        arguments = worker_arguments(source, run, machine)
-        launch.launch(processes, arguments, _reporter(run, settings, progress))
+        shared(settings, machine, processes * machine.nodes.count)
+        with _resolved(run, header, settings, machine.nodes, overwrite=overwrite) as resolved:
+            arguments = worker_arguments(source, run, resolved, machine)
+            report = _reporter(run, settings, progress)
+            launch.launch(processes, arguments, report, machine.nodes)
     record = artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
     return Done(record, up_to_date=False)
 
@@ -178,11 +185,34 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     )
 
 
-def worker_arguments(source: str | os.PathLike[str], run: Path, machine: Machine) -> list[str]:
-    """The command line of `pathfm_cli.pretrain.worker` for this run."""
+@contextlib.contextmanager
+def _resolved(
+    run: Path,
+    header: artifacts.Header,
+    settings: recipe.Recipe,
+    nodes: launch.Nodes,
+    *,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """The resolved recipe as a file: in the run folder, which only the first node prepares."""
+    if nodes.rank == 0:
+        with folder.lock(run):
+            folder.prepare(run, header, settings, overwrite=overwrite)
+        yield run / folder.CONFIG
+        return
+    with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
+        resolved = Path(scratch) / folder.CONFIG
+        resolved.write_text(config.dumps(settings), encoding="utf-8")
+        yield resolved
+
+
+def worker_arguments(
+    source: str | os.PathLike[str], run: Path, resolved: Path, machine: Machine
+) -> list[str]:
+    """The command line of `pathfm_cli.pretrain.worker` for this run and its recipe's file."""
     quiet = ["--quiet"] if machine.quiet else []
     options: dict[str, Any] = {
-        "recipe": run / folder.CONFIG,
+        "recipe": resolved,
         "device": machine.device,
         "accumulate": machine.accumulate,
         "workers": machine.workers,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo import testing
 
 from pathfm_cli.model import depth, vit
 
@@ -98,3 +99,18 @@ def test_networks_without_stochastic_depth_have_no_branches():
     module = vit.build("vit_tiny_patch16_224", **SMALL)
     assert len(depth.Branches(module)) == 0
     assert len(depth.Branches(vit.build("resnet18"))) == 0
+
+
+def test_branches_compile_once_for_all_blocks_and_any_number_of_images():
+    ours, plain = pair()
+    branches = depth.Branches(ours)
+    counter = testing.CompileCounter()
+    for block in ours.blocks[1:]:
+        block.compile_branches(counter)
+    images = torch.randn(4, 3, 16, 16)
+    for numbers in ((4, 4, 4, 4), (3, 2, 4, 3), (2, 4, 3, 2)):
+        branches.keep(np.arange(4) < np.array(numbers)[:, None])
+        ours(images)
+    branches.keep(None)
+    assert counter.frame_count == 2, "attention and perceptron"
+    torch.testing.assert_close(ours.eval()(images), plain.eval()(images))

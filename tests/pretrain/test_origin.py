@@ -17,7 +17,7 @@ CENTRE = torch.arange(64.0)
 
 @pytest.fixture(scope="module")
 def made(micro_):
-    """A student and a teacher that differ in every tensor, as flat states `backbone.*`, `head.*`."""
+    """A student and a teacher that differ in every tensor, as flat states of both parts."""
     student, teacher = networks.pair(micro_("train.seed=5"))
     other, _ = networks.pair(micro_("train.seed=6"))
     del student

@@ -279,6 +279,8 @@ def test_the_result_says_what_it_is(tissue, settings, reference):
 
 
 def test_exports_on_the_way(tissue, micro, tmp_path):
+    import timm  # after `pathfm_cli.model.shim`, which the other imports bring
+
     often = micro("train.export_every=5")
     path = whole(tissue, tmp_path / "run", often)
     found = sorted((path / folder.EXPORTS).iterdir())
@@ -286,6 +288,10 @@ def test_exports_on_the_way(tissue, micro, tmp_path):
     ids = {artifacts.read_header(step, "checkpoint").id for step in [*found, path]}
     assert len(ids) == 3
     assert json.loads((found[0] / folder.MODEL).read_text())["step"] == 5
+    for export in [*found, path]:
+        info = json.loads((export / folder.MODEL).read_text())
+        module = timm.create_model(info["arch"], num_classes=0, **info["kwargs"])
+        module.load_state_dict(safetensors_torch.load_file(export / folder.RESULT), strict=True)
 
 
 def test_distinct_patches_come_again_with_new_views(tissue, micro):

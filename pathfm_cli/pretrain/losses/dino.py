@@ -29,7 +29,8 @@ def cross_entropy(
     Returns:
         A float32 scalar.
     """
-    loss: torch.Tensor = _CrossEntropy.apply(student_VBK, targets_GBK, temperature)  # type: ignore[no-untyped-call]
+    apply: Any = _CrossEntropy.apply
+    loss: torch.Tensor = apply(student_VBK, targets_GBK, temperature)
     return loss
 
 
