@@ -131,6 +131,7 @@ def test_plan_says_what_follows(tmp_path):
         "scores.parquet",
         "scores.json",
         "heads.safetensors",
+        "predictions.parquet",
     ]
 
 
