@@ -19,6 +19,8 @@ from pathfm_cli.tasks import heads, labelled, methods, metrics, protocols
 
 SHOTS = 107
 """Purpose of the random numbers that choose few training images."""
+CURVE_POINTS = 200
+"""Validations that a curve keeps, about; every n-th and the last."""
 Report = Callable[[int, int], None]
 
 
@@ -127,9 +129,17 @@ def _linear(
             "weight": own.weight_RKC.transpose(1, 2).contiguous().cpu().numpy(),
             "bias": own.bias_R1C[:, 0].contiguous().cpu().numpy(),
         },
-        curve=[(step, values[: len(seeds)]) for step, values in trained.curve],
+        curve=_curve(trained.curve, len(seeds)),
         sensitivity=_sensitivity(scales, by_scale, tested, lr) if config.lr_scales else (),
     )
+
+
+def _curve(points: Sequence[heads.Point], runs: int) -> list[heads.Point]:
+    """The validations of the first `runs` runs until the last of them stopped, thinned."""
+    own = [(step, values[:runs]) for step, values in points]
+    own = [point for point in own if any(value is not None for value in point[1])]
+    kept = own[:: max(1, -(-len(own) // CURVE_POINTS))]
+    return kept if not own or kept[-1] is own[-1] else [*kept, own[-1]]
 
 
 def _sensitivity(

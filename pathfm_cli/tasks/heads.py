@@ -25,8 +25,6 @@ ONE_THREAD_FLOATS = 1 << 21
 that others use too."""
 TINY = 1e-300
 """Least probability that a logarithm is taken of."""
-CURVE_POINTS = 200
-"""Validations that a curve keeps, at most; every n-th and the last."""
 Report = Callable[[int, int], None]
 Rate = float | torch.Tensor
 """A learning rate: one for all heads, or (R, 1, 1)."""
@@ -266,7 +264,7 @@ def fit(
             going = [going[at] for at in kept]
     if select is None:
         return Fit(heads, [plan.steps] * len(runs), [plan.steps] * len(runs), [])
-    return Fit(best, watch.best_step, watch.last_step, _thinned(watch.curve))
+    return Fit(best, watch.best_step, watch.last_step, watch.curve)
 
 
 def _scale(scales: Sequence[float], device: torch.device) -> Rate:
@@ -274,12 +272,6 @@ def _scale(scales: Sequence[float], device: torch.device) -> Rate:
     if len(set(scales)) == 1:
         return scales[0]
     return torch.tensor(scales, dtype=torch.float32, device=device).view(-1, 1, 1)
-
-
-def _thinned(curve: list[Point]) -> list[Point]:
-    each = -(-len(curve) // CURVE_POINTS)
-    kept = curve[:: max(1, each)]
-    return kept if not curve or kept[-1] is curve[-1] else [*kept, curve[-1]]
 
 
 def _monitor(
