@@ -4,9 +4,9 @@ python benchmarks/eva_compare.py --eva-python OTHER/bin/python [--organ4 E.parqu
 
 OTHER is an environment with kaiko-eva 0.4 (`pip install kaiko-eva`); it never shares one with
 pathfm. Three tasks of made-up features, easy to hard, with two to nine classes, and a file of
-embeddings with labels and splits. Both train by `--protocol eva-0.4` cut to `--steps`, so that it
-ends; runs differ in their seeds, which the two draw in their own ways. `cpu_ratio` is kaiko-eva's
-processor time for a step of one run over ours, validations included; without `val`, `test` chooses.
+embeddings with labels and splits. Both train by `--protocol eva-0.4` cut to `--steps`, from the
+same first weights; the order of the data is each one's own. `cpu_ratio` is kaiko-eva's processor
+time for a step of one run over ours, validations included; without `val`, `test` chooses.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import torch
 from pathfm_cli.tasks import features, heads, labelled, metrics, protocols
 
 FIT = Path(__file__).with_name("eva_fit.py")
-MADE = {"easy": (4, 0.30), "middle": (9, 0.14), "hard": (2, 0.05)}
+MADE = {"easy": (4, 0.35), "middle": (9, 0.25), "hard": (2, 0.12)}
 """Classes, and distance of their centres."""
 ROWS = {"train": 2048, "val": 512, "test": 4096}
-WIDTH = 384
+WIDTH = 64
 Parts = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -75,6 +75,9 @@ def theirs(
     """The same by kaiko-eva: one .pt file an image, as its offline mode keeps them."""
     with tempfile.TemporaryDirectory() as folder:
         rows, number = [], 0
+        start = heads.Heads.fresh([0], parts["train"][0].shape[1], 1 if classes == 2 else classes)
+        weights = {"weight": start.weight_RKC[0].T.contiguous(), "bias": start.bias_R1C[0, 0]}
+        torch.save(weights, f"{folder}/head.pt")
         for split, (points, labels) in parts.items():
             for point, label in zip(points, labels.tolist(), strict=True):
                 torch.save(point.clone(), f"{folder}/{number}.pt")
@@ -96,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--eva-python", type=Path, required=True)
     parser.add_argument("--organ4", type=Path, help="embeddings with labels and splits")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=512)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -104,7 +107,7 @@ def main() -> None:
     if asked.organ4:
         parts = loaded(asked.organ4)
         tasks["organ4"] = parts, int(parts["train"][1].max()) + 1
-    protocol = dataclasses.replace(protocols.find("eva-0.4"), steps=asked.steps)
+    protocol = dataclasses.replace(protocols.find("eva-0.4"), steps=asked.steps, shared_start=True)
     report = {}
     for name, (parts, classes) in tasks.items():
         plan = protocols.schedule(protocol, len(parts["train"][0]))

@@ -2,7 +2,8 @@
 
 python benchmarks/eva_fit.py FOLDER CLASSES STEPS PATIENCE RUNS
 
-FOLDER holds `manifest.csv` (embeddings, target, split) and one .pt file an image. Prints one JSON
+FOLDER holds `manifest.csv` (embeddings, target, split), one .pt file an image, and `head.pt`, the
+first weights. Prints one JSON
 line: balanced accuracy of `test` by run, seconds of wall and processor, and steps taken.
 """
 
@@ -75,8 +76,10 @@ def main() -> None:
     scores, start = [], (time.perf_counter(), time.process_time())
     for run in range(runs):
         pl.seed_everything(run, verbose=False)
+        head = torch.nn.Linear(width, 1 if binary else classes)
+        head.load_state_dict(torch.load(f"{folder}/head.pt"))
         model = modules.HeadModule(
-            head=torch.nn.Linear(width, 1 if binary else classes),
+            head=head,
             criterion=torch.nn.BCEWithLogitsLoss() if binary else torch.nn.CrossEntropyLoss(),
             optimizer=functools.partial(torch.optim.AdamW, lr=3e-4),
             metrics=structs.MetricsSchema(evaluation=measure),
