@@ -64,12 +64,12 @@ def fit(
         return _linear(data, parts, chosen, config, progress)
     tested = {role: part for role, part in parts.items() if role != "train"}
     select = parts[data.select] if data.select else None
-    found, strengths = [], []
+    found, chose = [], []
     for rows in chosen:
         train = _picked(parts["train"], rows)
         if config.method == "logreg":
-            one, strength = methods.logreg(train, select, tested, len(data.classes))
-            strengths.append(strength)
+            one, strength, iterations = methods.logreg(train, select, tested, len(data.classes))
+            chose.append((strength, float(iterations)))
         elif config.method == "knn":
             one = dict(methods.knn(train, tested, len(data.classes), config.neighbours))
         else:
@@ -81,7 +81,10 @@ def fit(
         tables=_tables(predicted, data),
         predicted_RN=predicted[data.report],
         probability_RNC=probability[data.report],
-        numbers=[("C", data.select or "", strengths)] if strengths else [],
+        numbers=[
+            (name, data.select or "", list(values))
+            for name, values in zip(("C", "iterations"), zip(*chose, strict=True), strict=False)
+        ],
     )
 
 

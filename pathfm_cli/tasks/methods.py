@@ -6,12 +6,13 @@ Legend: R = runs, N = rows, K = width, C = classes. Each returns the probabiliti
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn import linear_model
+from sklearn import exceptions, linear_model
 from torch.nn import functional
 
 from pathfm_cli.tasks import metrics
@@ -32,7 +33,7 @@ BLOCK = 4096
 
 def logreg(
     train: Part, select: Part | None, tested: Mapping[str, Part], classes: int
-) -> tuple[dict[str, Probabilities], float]:
+) -> tuple[dict[str, Probabilities], float, int]:
     """Multinomial logistic regression to convergence (L-BFGS), C chosen by balanced accuracy.
 
     Args:
@@ -42,12 +43,16 @@ def logreg(
         classes: C; a class that `train` lacks gets probability 0.
 
     Returns:
-        Probabilities (N, C) by role, and the C that was taken.
+        Probabilities (N, C) by role, the C that was taken, and its iterations; `MAX_ITERATIONS`
+        means that it had not converged.
     """
     x, y = train[0].cpu().numpy(), train[1].cpu().numpy()
     best_value, best_strength, best_model = -1.0, 1.0, None
     for strength in STRENGTHS if select else (1.0,):
-        model = linear_model.LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(x, y)
+        model = linear_model.LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
+            model.fit(x, y)
         value = 0.0
         if select:
             predicted = model.predict(select[0].cpu().numpy())
@@ -60,7 +65,7 @@ def logreg(
     for role, (features, _) in tested.items():
         found[role] = np.zeros((len(features), classes))
         found[role][:, best_model.classes_] = best_model.predict_proba(features.cpu().numpy())
-    return found, best_strength
+    return found, best_strength, int(max(best_model.n_iter_))
 
 
 def knn(train: Part, tested: Mapping[str, Part], classes: int, neighbours: int) -> Tested:

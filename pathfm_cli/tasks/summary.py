@@ -15,6 +15,7 @@ from pathfm_cli.tasks import (
     calibration,
     fitting,
     labelled,
+    methods,
     predictions,
     protocols,
     scores,
@@ -144,16 +145,14 @@ def notes(outcomes: Outcomes, config: protocols.Config, parts: Parts) -> Iterato
     """What the numbers alone would hide."""
     if config.runs > len(config.seeds()):
         yield f"one run: without --shots all runs of {config.method} are the same"
+    counts = _values(outcomes, "iterations")
+    if late := sum(count >= methods.MAX_ITERATIONS for count in counts):
+        most = methods.MAX_ITERATIONS
+        yield f"{late} of {len(counts)} fits had not converged after {most} iterations"
     if config.method != "linear" or config.select == "last":
         return
     steps = schedule(parts[0], config)["steps"]
-    best = [
-        step
-        for one in outcomes
-        for name, _, values in one.numbers
-        if name == "best_step"
-        for step in values
-    ]
+    best = _values(outcomes, "best_step")
     if late := sum(step == steps for step in best):
         yield f"{late} of {len(best)} runs were best after the last step: they had not converged"
 
@@ -196,11 +195,9 @@ def _training(parts: Parts, outcomes: Outcomes, config: protocols.Config) -> lis
     """How far training went, and what other learning rates would have given."""
     if config.method != "linear":
         return []
-    numbers = [{name: values for name, _, values in one.numbers} for one in outcomes]
-    best = [step for one in numbers for step in one["best_step"]]
-    stopped = [step for one in numbers for step in one["stopped_step"]]
-    loss = statistics.fmean(value for one in numbers for value in one["train_loss"])
-    norm = statistics.fmean(value for one in numbers for value in one["train_gradient"])
+    best, stopped = _values(outcomes, "best_step"), _values(outcomes, "stopped_step")
+    loss = statistics.fmean(_values(outcomes, "train_loss"))
+    norm = statistics.fmean(_values(outcomes, "train_gradient"))
     text = [
         f"training: best after {_span(best)} steps, stopped after {_span(stopped)} of "
         f"{schedule(parts[0], config)['steps']}; train loss {loss:.4f}, gradient {norm:.2g}"
@@ -212,6 +209,17 @@ def _training(parts: Parts, outcomes: Outcomes, config: protocols.Config) -> lis
         )
         text.append(f"  learning rate x {one['lr_scale']:<6g} ({one['lr']:.3g}): {means}")
     return text
+
+
+def _values(outcomes: Outcomes, wanted: str) -> list[float]:
+    """A number of every run of every fold."""
+    return [
+        value
+        for one in outcomes
+        for name, _, values in one.numbers
+        if name == wanted
+        for value in values
+    ]
 
 
 def _by_part(parts: Parts, outcomes: Outcomes) -> list[scores.Row]:

@@ -51,7 +51,7 @@ def test_simpleshot_by_hand():
 
 
 def test_logreg_takes_the_strength_that_is_best_on_the_split_that_chooses():
-    found, strength = methods.logreg(TRAIN, VAL, {"test": TEST}, 3)
+    found, strength, iterations = methods.logreg(TRAIN, VAL, {"test": TEST}, 3)
     scores = {}
     for c in methods.STRENGTHS:
         peer = linear_model.LogisticRegression(C=c, max_iter=1000).fit(*TRAIN)
@@ -60,11 +60,12 @@ def test_logreg_takes_the_strength_that_is_best_on_the_split_that_chooses():
     assert strength == next(c for c in methods.STRENGTHS if scores[c] == scores[strength])
     peer = linear_model.LogisticRegression(C=strength, max_iter=1000).fit(*TRAIN)
     np.testing.assert_allclose(found["test"], peer.predict_proba(TEST[0]), atol=1e-6)
+    assert iterations == peer.n_iter_.max() < methods.MAX_ITERATIONS
 
 
 def test_logreg_without_a_choice_and_a_class_nobody_saw():
     two = TRAIN[0][TRAIN[1] > 0], TRAIN[1][TRAIN[1] > 0]
-    found, strength = methods.logreg(two, None, {"test": TEST}, 3)
+    found, strength, _ = methods.logreg(two, None, {"test": TEST}, 3)
     assert strength == 1.0 and (found["test"][:, 0] == 0).all()
 
 
