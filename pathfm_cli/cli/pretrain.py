@@ -104,6 +104,7 @@ def pretrain(
         patch_cache=patch_cache,
         nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
         quiet=quiet,
+        nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
     )
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)

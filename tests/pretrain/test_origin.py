@@ -16,17 +16,11 @@ CENTRE = torch.arange(64.0)
 
 
 @pytest.fixture(scope="module")
-def made(micro_):
-    """A student and a teacher that differ in every tensor, as flat states of both parts."""
-    student, teacher = networks.pair(micro_("train.seed=5"))
-    other, _ = networks.pair(micro_("train.seed=6"))
-    del student
-    return other.state_dict(), teacher.state_dict()
-
-
-@pytest.fixture(scope="module")
-def micro_(request):
-    return request.getfixturevalue("micro")
+def made(micro):
+    """States of a student and of a teacher with other weights: `backbone.*` and `head.*`."""
+    student, _ = networks.pair(micro("train.seed=6"))
+    _, teacher = networks.pair(micro("train.seed=5"))
+    return student.state_dict(), teacher.state_dict()
 
 
 def dino_file(student, teacher):
@@ -71,22 +65,22 @@ def equal(network, state, part):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_full_checkpoint_gives_all_it_has(made, micro_, tmp_path, layout):
-    method = dino.Dino(micro_(f"model.init={write(made, tmp_path, layout)}", *KEEP), HERE)
+def test_a_full_checkpoint_gives_all_it_has(made, micro, tmp_path, layout):
+    method = dino.Dino(micro(f"model.init={write(made, tmp_path, layout)}", *KEEP), HERE)
     assert equal(method.student, made[0], "") and equal(method.teacher, made[1], "")
     assert method.centre.centre_K.equal(CENTRE)
 
 
-def test_of_a_full_checkpoint_the_teachers_encoder_is_enough(made, micro_, tmp_path, caplog):
+def test_of_a_full_checkpoint_the_teachers_encoder_is_enough(made, micro, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "pathfm.pretrain"):
         path = write(made, tmp_path)
-        student, teacher = networks.pair(micro_(f"model.init={path}"))
+        student, teacher = networks.pair(micro(f"model.init={path}"))
     assert equal(student, made[1], "backbone.") and equal(teacher, made[1], "backbone.")
     assert equal(student, teacher.state_dict(), "head.") and not equal(student, made[1], "head.")
     assert f"first weights: {path}; left aside: student, optimizer, epoch and" in caplog.text
 
 
-def test_a_newer_spelling_of_weight_norm(made, micro_, tmp_path):
+def test_a_newer_spelling_of_weight_norm(made, micro, tmp_path):
     new = {"weight_g": "parametrizations.weight.original0"}
     new["weight_v"] = "parametrizations.weight.original1"
     teacher = dict(made[1])
@@ -94,17 +88,17 @@ def test_a_newer_spelling_of_weight_norm(made, micro_, tmp_path):
         teacher[f"head.last_layer.{name}"] = teacher.pop(f"head.last_layer.{old}")
     torch.save({"teacher": teacher}, tmp_path / "a.pth")
     changes = (f"model.init={tmp_path / 'a.pth'}", "start.heads=keep")
-    student, loaded = networks.pair(micro_(*changes))
+    student, loaded = networks.pair(micro(*changes))
     assert equal(student, made[1], "head.") and equal(loaded, made[1], "head.")
 
 
-def test_a_bare_encoder_as_kaiko_releases_it(made, micro_, tmp_path):
+def test_a_bare_encoder_as_kaiko_releases_it(made, micro, tmp_path):
     bare = {k.removeprefix("backbone."): v for k, v in made[1].items() if k.startswith("backbone.")}
     torch.save(bare, tmp_path / "vits16.pth")
-    student, _ = networks.pair(micro_(f"model.init={tmp_path / 'vits16.pth'}"))
+    student, _ = networks.pair(micro(f"model.init={tmp_path / 'vits16.pth'}"))
     assert equal(student, made[1], "backbone.")
     with pytest.raises(errors.InputError, match="vits16.pth holds no projection head"):
-        networks.pair(micro_(f"model.init={tmp_path / 'vits16.pth'}", "start.heads=keep"))
+        networks.pair(micro(f"model.init={tmp_path / 'vits16.pth'}", "start.heads=keep"))
 
 
 @pytest.mark.parametrize(
@@ -116,26 +110,26 @@ def test_a_bare_encoder_as_kaiko_releases_it(made, micro_, tmp_path):
         ({"head.extra": CENTRE}, (), "extra is left over", "start.heads=fresh"),
     ],
 )
-def test_what_does_not_fit_is_refused(made, micro_, tmp_path, change, changes, message, hint):
+def test_what_does_not_fit_is_refused(made, micro, tmp_path, change, changes, message, hint):
     path = write((made[0], {**made[1], **change}), tmp_path)
     with pytest.raises(errors.UsageError, match=message) as caught:
-        networks.pair(micro_(f"model.init={path}", "start.heads=keep", *changes))
+        networks.pair(micro(f"model.init={path}", "start.heads=keep", *changes))
     assert hint in caught.value.hint
 
 
-def test_a_file_that_contains_itself_ends(tmp_path, micro_):
+def test_a_file_that_contains_itself_ends(tmp_path, micro):
     loop: dict = {}
     loop["model"] = loop
     torch.save(loop, tmp_path / "loop.pth")
     with pytest.raises(errors.InputError, match="no table of named tensors"):
-        networks.pair(micro_(f"model.init={tmp_path / 'loop.pth'}"))
+        networks.pair(micro(f"model.init={tmp_path / 'loop.pth'}"))
 
 
 @pytest.fixture(scope="module")
-def trained(micro_, tmp_path_factory):
+def trained(micro, tmp_path_factory):
     """A run of one step: its folder and what was trained."""
     folder = tmp_path_factory.mktemp("run1")
-    settings = micro_("loss.freeze_last_layer_epochs=0", "optim.warmup_epochs=0")
+    settings = micro("loss.freeze_last_layer_epochs=0", "optim.warmup_epochs=0")
     method = dino.Dino(settings, HERE)
     generator = torch.Generator().manual_seed(0)
     method.step(0, [torch.randn(n, 3, s, s, generator=generator) for n, s in ((8, 32), (8, 16))])
@@ -152,9 +146,9 @@ def trained(micro_, tmp_path_factory):
     return folder, method
 
 
-def test_a_run_goes_on_with_everything(trained, micro_):
+def test_a_run_goes_on_with_everything(trained, micro):
     folder, before = trained
-    after = dino.Dino(micro_(f"model.init={folder}", *KEEP, "start.moments=keep"), HERE)
+    after = dino.Dino(micro(f"model.init={folder}", *KEEP, "start.moments=keep"), HERE)
     assert equal(after.student, before.student.state_dict(), "")
     assert equal(after.teacher, before.teacher.state_dict(), "")
     assert not equal(after.student, before.teacher.state_dict(), "backbone.")
@@ -167,26 +161,26 @@ def test_a_run_goes_on_with_everything(trained, micro_):
             assert state.keys() == old.keys() and all(state[k].equal(old[k]) for k in state), name
 
 
-def test_the_papers_second_phase_starts_without_moments(trained, micro_):
+def test_the_papers_second_phase_starts_without_moments(trained, micro):
     folder, before = trained
-    after = dino.Dino(micro_(f"model.init={folder}", *KEEP), HERE)
+    after = dino.Dino(micro(f"model.init={folder}", *KEEP), HERE)
     assert equal(after.student, before.student.state_dict(), "") and not after.optimiser.state
 
 
-def test_what_is_kept_of_a_run_is_part_of_the_identity(trained, micro_, tissue):
+def test_what_is_kept_of_a_run_is_part_of_the_identity(trained, micro, tissue):
     folder, _ = trained
-    plain = run.identity(tissue, micro_(f"model.init={folder}"))
-    kept = run.identity(tissue, micro_(f"model.init={folder}", *KEEP))
+    plain = run.identity(tissue, micro(f"model.init={folder}"))
+    kept = run.identity(tissue, micro(f"model.init={folder}", *KEEP))
     assert len(plain.parents) == 2 and len(kept.parents) > 4
     assert plain.parents == kept.parents[:2]
 
 
-def test_an_export_alone_has_no_heads(trained, micro_, tmp_path):
+def test_an_export_alone_has_no_heads(trained, micro, tmp_path):
     for name in ("teacher.safetensors", "model.json"):
         (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
-    networks.pair(micro_(f"model.init={tmp_path}"))
+    networks.pair(micro(f"model.init={tmp_path}"))
     with pytest.raises(errors.InputError, match="keeps no checkpoint") as caught:
-        networks.pair(micro_(f"model.init={tmp_path}", *KEEP))
+        networks.pair(micro(f"model.init={tmp_path}", *KEEP))
     assert "start.heads=fresh" in caught.value.hint
 
 
@@ -198,6 +192,6 @@ def test_an_export_alone_has_no_heads(trained, micro_, tmp_path):
         (("start.heads=keep",), errors.UsageError, "start.heads is 'keep', but scratch is no run"),
     ],
 )
-def test_a_start_that_cannot_be_is_refused_at_once(micro_, changes, error, message):
+def test_a_start_that_cannot_be_is_refused_at_once(micro, changes, error, message):
     with pytest.raises(error, match=message):
-        origin.check(micro_(*changes))
+        origin.check(micro(*changes))
