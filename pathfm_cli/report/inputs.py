@@ -55,7 +55,8 @@ class Scores:
     def protocol(self) -> str:
         """Name of the protocol; empty if the task has none."""
         found = self.header.settings.get("protocol", "")
-        return str(found.get("name", "") if isinstance(found, Mapping) else found)
+        found = found.get("name") if isinstance(found, Mapping) else found
+        return str(found or "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
