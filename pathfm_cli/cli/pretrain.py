@@ -39,6 +39,11 @@ def pretrain(
     workers: Annotated[
         int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
     ] = 0,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines; start the command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where they meet: a free port of machine 0.")
+    ] = "",
     cache: options.CacheFolder = None,
     cache_gb: options.CacheSize = options.CACHE_GB,
     overwrite: options.Overwrite = False,
@@ -55,7 +60,7 @@ def pretrain(
     pathfm pretrain tissue.parquet --recipe tiny -o run/ --set train.steps=50
     pathfm mask slides.parquet -o t.parquet | pathfm pretrain --recipe dino-vits16 -o run/
     """
-    from pathfm_cli.pretrain import plan, run
+    from pathfm_cli.pretrain import launch, plan, run
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
@@ -65,7 +70,8 @@ def pretrain(
     flags += [] if watch is None else [f"train.watch_data={_place(watch)}"]
     flags += ["train.tensorboard=true"] if tensorboard else []
     settings = recipes.load(recipe, [*(set_ or []), *flags])
-    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet)
+    nodes = launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint)
+    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet, nodes=nodes)
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
     path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]

@@ -9,11 +9,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from torch.utils import data
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, draw, skips, windows
+from pathfm_cli.data import workers as processes
 from pathfm_cli.wsi import pyramid
 
 PREFETCH_BYTES = 256 << 20
@@ -139,7 +137,8 @@ def batches(
         errors.UsageError: nothing can be drawn, or windows of a fixed set are asked for; raised
             here, before any worker starts.
         errors.InputError: the artifact cannot be read.
-        errors.PathfmError: while iterating, when `ATTEMPTS` replacements failed or a worker died.
+        errors.PathfmError: while iterating, when `ATTEMPTS` replacements failed or workers keep
+            dying, see `workers`.
     """
     plan = Plan(
         cohort_path=Path(os.path.abspath(cohort_path)),
@@ -159,7 +158,7 @@ def batches(
     readers = min(workers, steps)
     ahead = _ahead(prefetch_bytes, loader.batch_bytes, max(1, readers))
     if readers:
-        return _in_workers(plan, readers, ahead, pin)
+        return processes.read(Loader(plan, THREADS), readers, ahead, pin)
     return _in_background(loader, ahead, pin)
 
 
@@ -318,60 +317,3 @@ def _in_background(loader: Loader, ahead: int, pin: bool) -> Iterator[Batch]:
                 yield waiting.popleft().result()
         finally:
             reading.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_workers(plan: Plan, workers: int, ahead: int, pin: bool) -> Iterator[Batch]:
-    """Batches read by processes, in order."""
-    # Never fork: threads and stores of this process would be copied in the middle of their work.
-    fresh = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(fresh)
-    context.set_forkserver_preload([__name__])
-    loader = data.DataLoader(
-        Loader(plan, THREADS),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=ahead,
-        pin_memory=pin,
-        multiprocessing_context=context,
-        worker_init_fn=functools.partial(_follow_parent, dict(os.environ)),
-        # Its own generator, so that this process's random state stays as it is.
-        generator=torch.Generator(),
-    )
-    try:
-        for item in loader:
-            if isinstance(item, errors.PathfmError):
-                raise item
-            yield item
-    except (RuntimeError, EOFError, OSError) as error:
-        # A tensor is fetched from the worker that made it, so a worker may die in between.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise errors.PathfmError(
-            f"A process that reads patches died ({(str(error) or 'no answer').splitlines()[0]}).",
-            "less memory: fewer --workers; `pathfm doctor` looks at /dev/shm",
-        ) from error
-
-
-def _follow_parent(environment: Mapping[str, str], worker: int) -> None:
-    """Take the parent's environment, and let it alone decide when this worker ends.
-
-    A fork server has the environment of when it was started; credentials and the cache of tiles may
-    have been named since.
-
-    A signal to the whole process group must not take the batches of the last step away. A parent
-    that was killed cannot say anything, and torch's own watch looks at the fork server, which lives
-    as long as its children do.
-    """
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

@@ -20,6 +20,7 @@ from pathfm_cli.pretrain import (
     checkpoint,
     dino,
     folder,
+    health,
     metrics,
     networks,
     place,
@@ -47,6 +48,8 @@ class Book:
         self.job = job
         self.here = here
         self.step = first
+        self._health = health.Health(job.run, job.settings, here, first)
+        here.wait()  # All ranks have read the metrics before the first of them cuts the file.
         self._log = metrics.Log(job.run / folder.METRICS, first) if here.leads else None
         self.board = board.Board(job.settings, job.run, here, first)
         self._since = time.perf_counter()
@@ -76,22 +79,33 @@ class Book:
         """Whether the step just taken is a multiple of `every`."""
         return self.step % every == 0
 
-    def count(self, outcome: dino.Outcome, batch: stream.Batch) -> None:
+    @property
+    def next_is_logged(self) -> bool:
+        """Whether the coming step gets a line."""
+        settings = self.job.settings.train
+        number = self.step + 1
+        return number % settings.log_every == 0 or number == settings.steps
+
+    def count(self, method: dino.Dino, outcome: dino.Outcome, batch: stream.Batch) -> None:
         """Count a step and, where one is due, write a line.
 
         Raises:
             errors.TooManyFailures: too many patches were replaced.
-            errors.PathfmError: the loss is not finite any more.
+            errors.PathfmError: too many steps in a row were not finite, or the run has collapsed
+                and is to end then.
         """
+        self._health.remember(self.step, batch.indices)
         self.step += 1
         self._note(batch.failed)
         self._skips.add(len(batch.indices), batch.failed)
-        last = self.step == self.job.settings.train.steps
-        if self.due(self.job.settings.train.log_every) or last:
-            self._write(outcome)
+        if outcome.measures is not None:
+            self._write(outcome, outcome.measures, int(method.guard.skipped))
+            self._health.tell(method.guard)
+            self._health.check(self.step)
 
     def save(self, method: dino.Dino) -> None:
         """Keep a checkpoint."""
+        self._health.tell(method.guard)
         if self.here.leads:
             target = self.job.run / folder.CHECKPOINTS
             checkpoint.save(target, self.step, method, self.job.header.id)
@@ -112,8 +126,12 @@ class Book:
         self.board.close()
         run = self.job.run
         lines = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
-        shown = {name: lines[-1][name] for name in ("step", "loss", "kl", "teacher_entropy")}
+        finite = [line for line in lines if line["loss"] is not None]
+        if not finite:
+            raise errors.PathfmError("No step of this run was finite.", "a lower learning rate")
+        shown = {name: finite[-1][name] for name in ("step", "loss", "kl", "teacher_entropy")}
         shown["failed_patches"] = sum(line["failed_patches"] for line in lines)
+        shown["skipped_steps"] = lines[-1]["skipped_steps"]
         header = dataclasses.replace(self.job.header, metrics=shown)
         export.export(run, method.teacher.backbone, self._info(method), header)
 
@@ -125,8 +143,8 @@ class Book:
                 self._named.add(failure.slide)
                 log.warning("a patch was replaced by another: %s", failure.error)
 
-    def _write(self, outcome: dino.Outcome) -> None:
-        shares = torch.stack([outcome.loss, outcome.teacher_entropy]).cpu() / self.here.world_size
+    def _write(self, outcome: dino.Outcome, seen: dino.Measures, skipped: int) -> None:
+        shares = torch.stack([outcome.loss, seen.entropy]).cpu() / self.here.world_size
         loss, entropy = self.here.total(shares).tolist()
         failed = int(self.here.total(torch.tensor(float(self._failed))).item())
         now = time.perf_counter()
@@ -139,22 +157,22 @@ class Book:
             "weight_decay": outcome.weight_decay,
             "momentum": outcome.momentum,
             "teacher_entropy": entropy,
+            "marginal_entropy": seen.marginal_entropy.item(),
             "kl": loss - entropy,
+            "loss_to_uniform": abs(loss - math.log(self.job.settings.head.prototypes)),
             "grad_norm": outcome.grad_norm.item(),
             "images_per_s": images / elapsed_s,
             "stall": self._waited_s / elapsed_s,
             "failed_patches": failed,
+            "skipped_steps": skipped,
         }
+        # JSON has no nan, nor an infinity; a step that was skipped has no loss to speak of.
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line["collapse"] = int(self._health.see(line))
         self._since, self._logged, self._waited_s, self._failed = now, self.step, 0.0, 0
-        if not math.isfinite(loss):
-            raise errors.PathfmError(
-                f"The loss is {loss} at step {self.step}.",
-                f"a lower learning rate: --set optim.base_lr="
-                f"{self.job.settings.optim.base_lr / 2:g} --overwrite",
-            )
         if self._log is not None:
-            self._log.write(values)
-        self.board.write("train", values)
+            self._log.write(line)
+        self.board.write("train", line)
 
     def _info(self, method: dino.Dino) -> export.Info:
         settings = self.job.settings

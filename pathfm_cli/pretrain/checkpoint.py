@@ -18,13 +18,14 @@ from safetensors import torch as safetensors_torch
 from pathfm_cli import errors
 from pathfm_cli.pretrain import dino, folder
 
-SCHEMA = "pathfm.resume/1"
-_KEPT = 2
-_MODULES = ("student", "teacher", "centre")
+SCHEMA = "pathfm.resume/2"
+_MODULES = ("student", "teacher", "centre", "guard")
 
 
 def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
-    """Write the checkpoint after `step` steps, unless it is there, and drop all but the last two.
+    """Write the checkpoint after `step` steps, unless it is there, and drop the oldest.
+
+    `train.keep_checkpoints` are kept; 0 keeps all.
 
     Args:
         home: `checkpoints` of the run.
@@ -47,7 +48,8 @@ def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
         _fsync(file)
     os.replace(temporary, final)
     _fsync(home)
-    for old in folder.checkpoints(home)[:-_KEPT]:
+    kept = method.settings.train.keep_checkpoints
+    for old in folder.checkpoints(home)[:-kept] if kept else []:
         going = home / f".{old.name}.tmp-{os.getpid()}"
         os.replace(old, going)
         shutil.rmtree(going)
@@ -66,6 +68,11 @@ def restore(home: Path, method: dino.Dino, identity: str) -> int:
     source = found[-1]
     try:
         state = json.loads((source / "state.json").read_text())
+        if state["schema"] != SCHEMA:
+            raise errors.InputError(
+                f"{source} was written by another version of pathfm ({state['schema']}).",
+                "go on with that version, or --overwrite",
+            )
         if state["id"] != identity:
             raise errors.InputError(f"{source} belongs to run {state['id']}.", "use another -o")
         for name in _MODULES:

@@ -25,8 +25,9 @@ class Prototypes(nn.Module):
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K)."""
-        length_K1 = self.weight_v.norm(dim=1, keepdim=True)
-        return functional.linear(x_BD, self.weight_v * (self.weight_g / length_K1))
+        # The kernel of torch's own weight norm: one pass over the rows, and one back.
+        weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return functional.linear(x_BD, weight_KD)
 
 
 class DinoHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -21,6 +22,36 @@ WORKER = "pathfm_cli.pretrain.worker"
 ERROR_FILE = "PATHFM_ERROR_FILE"
 """Environment variable: where a training process leaves a known error for the launcher."""
 _REPORT_EVERY_S = 0.5
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Nodes:
+    """The machines of a run: on each, one launcher is started with the same arguments but `rank`.
+
+    They share the run folder and the input.
+    """
+
+    count: int = 1
+    rank: int = 0
+    """Number of this machine; 0 is the one that `endpoint` names."""
+    endpoint: str = ""
+    """HOST:PORT where the machines meet."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise errors.UsageError(
+                f"Node {self.rank} of {self.count} is none.", f"--node-rank 0 to {self.count - 1}"
+            )
+        host, _, port = self.endpoint.rpartition(":")
+        if self.count > 1 and not (host and port.isdecimal()):
+            raise errors.UsageError(
+                f"{self.count} nodes need a place to meet.", "--rdzv-endpoint HOST:29500"
+            )
+
+
+ALONE = Nodes()
+"""One machine."""
 
 
 def is_rank() -> bool:
@@ -51,7 +82,9 @@ def processes(wanted: int, device: str) -> int:
     return wanted or there
 
 
-def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> None:
+def launch(
+    count: int, arguments: Sequence[str], report: Callable[[], None], nodes: Nodes = ALONE
+) -> None:
     """Run `count` training processes to their end.
 
     Workers get no stdin and write to our stderr only. A signal is handed on to them; they save a
@@ -61,6 +94,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
         count: processes on this machine.
         arguments: command line of `WORKER`.
         report: called twice a second.
+        nodes: the machines of the run, of which this is one.
 
     Raises:
         errors.Interrupted: a signal stopped them.
@@ -74,7 +108,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[], None]) -> 
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
         with _environment(count, file):
-            run = api.elastic_launch(_config(count, scratch), sys.executable)
+            run = api.elastic_launch(_config(count, scratch, nodes), sys.executable)
             try:
                 run("-m", WORKER, *arguments)
             except multiprocessing.SignalException as error:
@@ -91,7 +125,7 @@ def _silence(package: str) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _config(count: int, scratch: str) -> Any:
+def _config(count: int, scratch: str, nodes: Nodes) -> Any:
     from torch.distributed.elastic import multiprocessing
     from torch.distributed.launcher import api
 
@@ -99,21 +133,22 @@ def _config(count: int, scratch: str) -> Any:
     known = api.LaunchConfig.__dataclass_fields__
     # Older releases of torch have neither; they read the signals from the environment.
     if "signals_to_handle" in known:
-        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        options["signals_to_handle"] = _SIGNALS
     if "shutdown_timeout" in known:
         options["shutdown_timeout"] = stop.SHUTDOWN_S
+    if nodes.count == 1:
+        options["local_addr"] = "127.0.0.1"
     return api.LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
         nproc_per_node=count,
         logs_specs=multiprocessing.DefaultLogsSpecs(log_dir=scratch),
         run_id="pathfm",
         rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
-        rdzv_configs={"rank": 0},
+        rdzv_endpoint=nodes.endpoint or f"127.0.0.1:{_free_port()}",
+        rdzv_configs={"rank": nodes.rank},
         max_restarts=0,
         monitor_interval=0.1,
-        local_addr="127.0.0.1",
         **options,
     )
 
@@ -132,6 +167,7 @@ def _environment(count: int, error_file: Path) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Threads that spin while they wait make a run several times slower when others use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = _SIGNALS
     os.environ[ERROR_FILE] = str(error_file)
     os.environ[stop.LAUNCHER] = str(os.getpid())
     try:

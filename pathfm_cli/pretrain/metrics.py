@@ -23,7 +23,7 @@ class Log:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [line for line in lines(path) if line["step"] <= step]
         with disk.atomic(path) as temporary:
             temporary.write_text("".join(map(_dumps, kept)))
         self._file = path.open("a", encoding="utf-8")
@@ -41,10 +41,10 @@ class Log:
 
 def table(source: Path, target: Path) -> list[dict[str, Any]]:
     """Write the lines as Parquet, atomically, and return them."""
-    lines = _lines(source)
+    rows = lines(source)
     with disk.atomic(target) as temporary:
-        pl.DataFrame(lines, infer_schema_length=None).write_parquet(temporary, compression="zstd")
-    return lines
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary, compression="zstd")
+    return rows
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -74,11 +74,13 @@ def said(line: Mapping[str, Any]) -> str:
         "images_per_s": "{:.4g} img/s",
         "stall": "stall {:.0%}",
     }
-    return " ".join(text.format(line[name]) for name, text in words.items() if name in line)
+    return " ".join(
+        text.format(line[name]) for name, text in words.items() if line.get(name) is not None
+    )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a half-written last one is left out."""
+def lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a half-written last one is left out, an absent file has none."""
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8").split("\n")[:-1]

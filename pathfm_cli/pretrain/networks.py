@@ -6,7 +6,7 @@ Legend: N images (views times batch), K prototypes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import files, vit, weights
+from pathfm_cli.model import depth, files, vit, weights
 from pathfm_cli.pretrain import head, recipe
 
 
@@ -25,10 +25,35 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = projection
+        self.branches = depth.Branches(backbone)
 
-    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return logits (N, K) of all crops in order; crops of one size go through together."""
-        logits_NK: torch.Tensor = self.head(torch.cat([self.backbone(images) for images in crops]))
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the blocks of the backbone, each for itself, so all of one kind share the code.
+
+        Of a block with stochastic depth the two branches are compiled, for any number of images:
+        the choices and the rates stay outside, where they cannot make the compiler start again.
+        """
+        for block in getattr(self.backbone, "blocks", ()):
+            if isinstance(block, depth.KeepingBlock):
+                block.compile_branches(backend)
+            else:
+                block.compile(backend=backend)
+
+    def forward(
+        self, crops: Sequence[torch.Tensor], kept: Sequence[depth.Bool] | None = None
+    ) -> torch.Tensor:
+        """Return logits (N, K) of all crops in order; crops of one size go through together.
+
+        Args:
+            crops: images, one tensor a size.
+            kept: for each of them, which images keep which of the `branches`; None: timm's layers
+                draw that themselves.
+        """
+        features = []
+        for number, images in enumerate(crops):
+            self.branches.keep(None if kept is None else kept[number])
+            features.append(self.backbone(images))
+        logits_NK: torch.Tensor = self.head(torch.cat(features))
         return logits_NK
 
 

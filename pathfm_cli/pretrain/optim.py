@@ -34,6 +34,20 @@ def schedule(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -
     optimiser.param_groups[0]["weight_decay"] = weight_decay
 
 
+def step(optimiser: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+    """Take the optimiser's step unless the scalar `skip` is 1; only the device looks at it.
+
+    A skipped step leaves parameters, moments and step counts as they were, and gradients that are
+    not finite unread. This is how torch's own gradient scaler talks to a fused optimiser.
+    """
+    if skip.device.type == "mps":  # Its fused kernel is not known to heed the flag.
+        if not skip.item():
+            optimiser.step()
+        return
+    optimiser.found_inf = skip  # type: ignore[attr-defined]
+    optimiser.step()
+
+
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
     """Scale every gradient tensor down to norm `limit` (0: leave it), each for itself.
@@ -42,10 +56,13 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
         The norm of all gradients together before clipping, a scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack([gradient.norm() for gradient in gradients])
+    norms = torch.stack(torch._foreach_norm(gradients))
     if limit:
         factors = (limit / (norms + 1e-6)).clamp(max=1)
-        for gradient, factor in zip(gradients, factors.unbind(), strict=True):
+        pairs = list(zip(gradients, factors.unbind(), strict=True))
+        if factors.device.type == "cpu":  # Only here it costs nothing to look.
+            pairs = [(gradient, factor) for gradient, factor in pairs if factor < 1]
+        for gradient, factor in pairs:
             gradient.mul_(factor)
     total: torch.Tensor = norms.norm()
     return total
@@ -61,5 +78,6 @@ def freeze_last_layer(module: nn.Module) -> None:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher: teacher = m * teacher + (1 - m) * student, parameter by parameter."""
-    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
-        slow.mul_(momentum).add_(fast, alpha=1 - momentum)
+    slow: list[torch.Tensor] = list(teacher.parameters())
+    fast: list[torch.Tensor] = list(student.parameters())
+    torch._foreach_lerp_(slow, fast, 1 - momentum)

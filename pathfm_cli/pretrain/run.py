@@ -7,11 +7,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, config, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.pretrain import folder, launch, recipe, stop
 
@@ -29,6 +30,8 @@ class Machine:
     """auto, cpu, cuda or mps."""
     workers: int = 0
     """Processes that read patches, per training process; 0 chooses."""
+    nodes: launch.Nodes = launch.ALONE
+    """The machines of the run, of which this is one."""
     quiet: bool = False
     """Whether the training processes keep silent unless something is wrong."""
 
@@ -63,8 +66,12 @@ def check(
     """
     from pathfm_cli.pretrain import networks, watch
 
+    if overwrite and machine.nodes.count > 1:
+        raise errors.UsageError(
+            "With several nodes, one could overwrite what another reads.", f"rm -r {run}"
+        )
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
-    processes = launch.processes(machine.processes, machine.device)
+    processes = launch.processes(machine.processes, machine.device) * machine.nodes.count
     check_batch(settings, processes)
     watch.check(settings)
     return Size(networks.count(settings), processes)
@@ -103,11 +110,11 @@ def pretrain(
         rank(source, run, settings, header, machine, overwrite=overwrite)
     else:
         processes = launch.processes(machine.processes, machine.device)
-        check_batch(settings, processes)
-        with folder.lock(run):
-            folder.prepare(run, header, settings, overwrite=overwrite)
-        arguments = worker_arguments(source, run, machine)
-        launch.launch(processes, arguments, _reporter(run, settings, progress))
+        check_batch(settings, processes * machine.nodes.count)
+        with _resolved(run, header, settings, machine.nodes, overwrite=overwrite) as resolved:
+            arguments = worker_arguments(source, run, resolved, machine)
+            report = _reporter(run, settings, progress)
+            launch.launch(processes, arguments, report, machine.nodes)
     record = artifacts.read_header(run, "checkpoint").record(artifacts.resolve(run))
     return Done(record, up_to_date=False)
 
@@ -168,10 +175,33 @@ def check_batch(settings: recipe.Recipe, processes: int) -> None:
         )
 
 
-def worker_arguments(source: str | os.PathLike[str], run: Path, machine: Machine) -> list[str]:
-    """The command line of `pathfm_cli.pretrain.worker` for this run."""
+@contextlib.contextmanager
+def _resolved(
+    run: Path,
+    header: artifacts.Header,
+    settings: recipe.Recipe,
+    nodes: launch.Nodes,
+    *,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """The resolved recipe as a file: in the run folder, which only the first node prepares."""
+    if nodes.rank == 0:
+        with folder.lock(run):
+            folder.prepare(run, header, settings, overwrite=overwrite)
+        yield run / folder.CONFIG
+        return
+    with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
+        resolved = Path(scratch) / folder.CONFIG
+        resolved.write_text(config.dumps(settings), encoding="utf-8")
+        yield resolved
+
+
+def worker_arguments(
+    source: str | os.PathLike[str], run: Path, resolved: Path, machine: Machine
+) -> list[str]:
+    """The command line of `pathfm_cli.pretrain.worker` for this run and its recipe's file."""
     quiet = ["--quiet"] if machine.quiet else []
-    options = {"recipe": run / folder.CONFIG, "device": machine.device, "workers": machine.workers}
+    options = {"recipe": resolved, "device": machine.device, "workers": machine.workers}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [os.fspath(source), os.fspath(run), *flags, *quiet]
 

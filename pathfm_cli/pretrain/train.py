@@ -22,7 +22,8 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
 
     Raises:
         errors.Interrupted: a signal came; a checkpoint was written.
-        errors.PathfmError: the loss is not finite any more.
+        errors.PathfmError: too many steps in a row were not finite, or the run has collapsed and
+            `train.on_collapse` is stop.
     """
     settings = job.settings.train
     method = dino.Dino(job.settings, here)
@@ -35,8 +36,8 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
         pixels = batch.pixels.to(here.device, non_blocking=True)
         views = augment.crops(job.settings, pixels, batch.indices.numpy())
         watcher.show(ledger.step, views)
-        outcome = method.step(ledger.step, views)
-        ledger.count(outcome, batch)
+        outcome = method.step(ledger.step, views, measure=ledger.next_is_logged)
+        ledger.count(method, outcome, batch)
         stopped = here.any(stopping())
         if not stopped or ledger.step == settings.steps:
             ledger.pause(watcher.look(ledger.step, method))

@@ -27,8 +27,6 @@ class Run:
     finished: bool
     lines: Sequence[Mapping[str, Any]]
     """Logged steps, in order."""
-    events: Sequence[Mapping[str, Any]]
-    """Lines of the log that tell of an event."""
     looks: Sequence[Mapping[str, Any]]
     """Looks at the teacher."""
     damaged: int
@@ -118,8 +116,7 @@ def _run(path: Path, name: str) -> Run:
         path=path,
         header=header,
         finished=finished,
-        lines=[line for line in lines if "event" not in line],
-        events=[line for line in lines if "event" in line],
+        lines=lines,
         looks=looks,
         damaged=damaged + lost,
     )

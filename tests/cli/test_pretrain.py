@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,13 +128,62 @@ def test_sigterm_leaves_75_and_the_same_command_goes_on(tissue, folder):
     assert (run / result).read_bytes() == (whole / result).read_bytes()
 
 
-def start(*arguments):
+@pytest.fixture(scope="module")
+def sixty(tissue, folder):
+    """A run of 60 steps left alone, and how it is started."""
+    arguments = ["pretrain", tissue, "--recipe", "tiny", *micro(train__steps=60)]
+    assert pathfm(*arguments, "-o", folder / "sixty").returncode == 0
+    return folder / "sixty", arguments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "group", "workers"),
+    [(signal.SIGUSR1, False, 0), (signal.SIGTERM, True, 1), (signal.SIGUSR1, True, 1)],
+)
+def test_a_signal_to_launcher_or_group_leaves_75_then_the_same_run(
+    sixty, tmp_path, number, group, workers
+):
+    whole, arguments = sixty
+    run = tmp_path / "run"
+    process = start(*arguments, "--workers", workers, "-o", run, start_new_session=True)
+    wait_for_step(run, 2, process)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    assert "a checkpoint is kept" in said and "died" not in said
+    assert 2 <= metrics(run)[-1]["step"] < 60
+    assert pathfm(*arguments, "-o", run).returncode == 0
+    assert losses(run) == losses(whole)
+    result = "teacher.safetensors"
+    assert (run / result).read_bytes() == (whole / result).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one(finished, tissue, folder):
+    run = folder / "nodes"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, "--nnodes", 2]
+    launchers = [
+        start(*command, "--rdzv-endpoint", endpoint, "--node-rank", rank) for rank in (1, 0)
+    ]
+    said = [launcher.communicate(timeout=300) for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert json.loads(said[0][0])["path"] == json.loads(said[1][0])["path"]
+    for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def start(*arguments, **options):
     return subprocess.Popen(
         [*PATHFM, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -231,6 +281,12 @@ def refused(done, code, message, hint):
         (["--recipe", "tiny", "--set", "train.steps"], "not of the form", "--set train.steps=100"),
         (["--recipe", "tiny", "--set", "model.arch=vit_tin"], "no model called", "did you mean"),
         (["--recipe", "tiny", "--device", "tpu"], "There is no device 'tpu'", "--device auto"),
+        (["--recipe", "tiny", "--nnodes", "2"], "need a place to meet", "--rdzv-endpoint HOST:"),
+        (["--recipe", "tiny", "--node-rank", "1"], "Node 1 of 1 is none", "--node-rank 0 to 0"),
+        (
+            ["--recipe", "tiny", "--overwrite", "--nnodes", "2", "--rdzv-endpoint", "a:1"],
+            *("one could overwrite", "rm -r "),
+        ),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
     ],
 )

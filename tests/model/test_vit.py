@@ -80,3 +80,12 @@ def test_adapt_resamples_positions_to_the_grid():
     assert state["pos_embed"].shape == (1, 65, 24)
     assert state["pos_embed"][:, :1].equal(source.pos_embed[:, :1])
     assert state["blocks.0.mlp.fc1.weight"].equal(source.state_dict()["blocks.0.mlp.fc1.weight"])
+
+
+def test_plain_attention_is_the_same_function():
+    module = vit.build("vit_tiny_patch16_224", **SMALL).eval()
+    images = torch.randn(2, 3, 32, 32)
+    fused = module(images)
+    vit.attend_plainly(module)
+    assert not any(block.attn.fused_attn for block in module.blocks)
+    torch.testing.assert_close(module(images), fused, atol=1e-5, rtol=1e-5)

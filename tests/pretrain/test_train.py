@@ -15,6 +15,7 @@ from pathfm_cli.data import stream
 from pathfm_cli.pretrain import (
     augment,
     book,
+    collapse,
     folder,
     networks,
     place,
@@ -99,6 +100,80 @@ def test_killed_and_resumed_equals_uninterrupted(tissue, settings, reference, tm
     assert not half.exists()
 
 
+def poisoned(monkeypatch, steps):
+    """Make the first view of the given steps, from 0, not a number."""
+    plain = augment.crops
+
+    def crops(settings, pixels, indices):
+        views = plain(settings, pixels, indices)
+        if int(indices[0]) // 4 in steps:
+            views[0][0, 0, 0, 0] = math.nan
+        return views
+
+    monkeypatch.setattr(augment, "crops", crops)
+
+
+def test_a_step_that_is_not_finite_is_skipped_listed_and_survived(
+    tissue, settings, tmp_path, monkeypatch, caplog
+):
+    poisoned(monkeypatch, {1, 6})
+    path = whole(tissue, tmp_path / "run", settings)
+    rows = lines(path)
+    assert [row["step"] for row in rows if row["loss"] is None] == [2, 7]
+    assert [row["skipped_steps"] for row in rows] == [0] + [1] * 5 + [2] * 6
+    assert artifacts.read_header(path).metrics["skipped_steps"] == 2
+    listed = (path / folder.SKIPPED / "steps-rank-0.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in listed] == [
+        {"step": 2, "loss": "nan", "indices": [4, 5, 6, 7]},
+        {"step": 7, "loss": "nan", "indices": [24, 25, 26, 27]},
+    ]
+    for tensor in safetensors_torch.load_file(path / folder.RESULT).values():
+        assert torch.isfinite(tensor).all()
+    assert sum("was skipped" in record.message for record in caplog.records) == 2
+
+
+def test_skipped_steps_survive_a_stop_between_log_lines(tissue, micro, tmp_path, monkeypatch):
+    settings = micro("train.log_every=5")
+    poisoned(monkeypatch, {1, 2, 8})
+    once = whole(tissue, tmp_path / "once", settings)
+    job = begin(tissue, tmp_path / "run", settings)
+    with pytest.raises(errors.Interrupted):
+        train.train(job, HERE, stop_after(3))
+    train.train(job, HERE, lambda: False)
+    same_run(once, job.run)
+    name = f"{folder.SKIPPED}/steps-rank-0.jsonl"
+    assert (once / name).read_text() == (job.run / name).read_text()
+    assert [json.loads(line)["step"] for line in (once / name).read_text().splitlines()] == [
+        *(2, 3, 9)
+    ]
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(tissue, micro, tmp_path, monkeypatch):
+    poisoned(monkeypatch, {2, 3, 5, 6, 7})
+    match = r"By step 8, 3 steps in a row .* more than 2 \(train.max_nonfinite\)"
+    with pytest.raises(errors.PathfmError, match=match) as caught:
+        whole(tissue, tmp_path / "run", micro("train.max_nonfinite=2"))
+    assert "optim.base_lr" in caught.value.hint
+    whole(tissue, tmp_path / "patient", micro("train.max_nonfinite=3"))
+
+
+def test_a_collapse_is_told_once_and_ends_the_run_if_that_is_wanted(
+    tissue, micro, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(collapse, "PATIENCE_STEPS", 4)
+    # Targets at this temperature are uniform: the run does not tell images apart from the start.
+    flat = ("loss.teacher_temperature=1e4", "loss.teacher_temperature_start=1e4")
+    path = whole(tissue, tmp_path / "run", micro(*flat))
+    assert [row["collapse"] for row in lines(path)] == [0] * 6 + [1] * 6
+    for row in lines(path):
+        assert row["loss_to_uniform"] == pytest.approx(abs(row["loss"] - math.log(64)))
+    told = [record.message for record in caplog.records if "collapsed" in record.message]
+    assert len(told) == 1 and told[0].startswith("The run has collapsed by step 7")
+    stop = micro(*flat, "train.on_collapse=stop")
+    with pytest.raises(errors.PathfmError, match="collapsed by step 7"):
+        whole(tissue, tmp_path / "stop", stop)
+
+
 def test_metrics_are_numbers_and_the_table_repeats_them(reference):
     rows = lines(reference)
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -129,7 +204,7 @@ def test_the_last_two_checkpoints_are_kept_and_hold_no_pickle(reference):
     kept = sorted(path.name for path in (reference / folder.CHECKPOINTS).iterdir())
     assert kept == ["step-000008", "step-000012"]
     files = {path.name for path in (reference / folder.CHECKPOINTS / kept[-1]).iterdir()}
-    names = ("student", "teacher", "centre", "optimiser")
+    names = ("student", "teacher", "centre", "guard", "optimiser")
     assert files == {"state.json", *(f"{name}.safetensors" for name in names)}
 
 
@@ -167,11 +242,25 @@ def test_a_damaged_checkpoint_says_so(tissue, settings, reference, tmp_path):
     assert caught.value.hint.startswith("rm -r ")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tissue, micro, tmp_path):
+def test_a_student_that_is_lost_ends_the_run(tissue, micro, tmp_path):
     wild = micro("optim.base_lr=1e30", "optim.clip_norm=0.0")
-    with pytest.raises(errors.PathfmError, match="The loss is nan at step") as caught:
+    with pytest.raises(errors.PathfmError, match="4 steps in a row had a loss or gradient"):
         train.train(begin(tissue, tmp_path / "run", wild), HERE, lambda: False)
-    assert "optim.base_lr" in caught.value.hint
+
+
+def test_a_checkpoint_of_another_version_is_refused(tissue, settings, reference, tmp_path):
+    job = with_checkpoints_of(reference, begin(tissue, tmp_path / "run", settings))
+    state = job.run / folder.CHECKPOINTS / "step-000012" / "state.json"
+    state.write_text(state.read_text().replace("pathfm.resume/2", "pathfm.resume/1"))
+    with pytest.raises(errors.InputError, match=r"another version of pathfm \(pathfm.resume/1\)"):
+        train.train(job, HERE, lambda: False)
+
+
+def test_as_many_checkpoints_are_kept_as_wanted(tissue, micro, tmp_path):
+    for keep, steps in ((1, [12]), (0, [4, 8, 12])):
+        path = whole(tissue, tmp_path / f"{keep}", micro(f"train.keep_checkpoints={keep}"))
+        kept = folder.checkpoints(path / folder.CHECKPOINTS)
+        assert [folder.steps(one) for one in kept] == steps
 
 
 def test_the_result_says_what_it_is(tissue, settings, reference):
@@ -190,6 +279,8 @@ def test_the_result_says_what_it_is(tissue, settings, reference):
 
 
 def test_exports_on_the_way(tissue, micro, tmp_path):
+    import timm  # after `pathfm_cli.model.shim`, which the other imports bring
+
     often = micro("train.export_every=5")
     path = whole(tissue, tmp_path / "run", often)
     found = sorted((path / folder.EXPORTS).iterdir())
@@ -197,6 +288,10 @@ def test_exports_on_the_way(tissue, micro, tmp_path):
     ids = {artifacts.read_header(step, "checkpoint").id for step in [*found, path]}
     assert len(ids) == 3
     assert json.loads((found[0] / folder.MODEL).read_text())["step"] == 5
+    for export in [*found, path]:
+        info = json.loads((export / folder.MODEL).read_text())
+        module = timm.create_model(info["arch"], num_classes=0, **info["kwargs"])
+        module.load_state_dict(safetensors_torch.load_file(export / folder.RESULT), strict=True)
 
 
 def test_distinct_patches_come_again_with_new_views(tissue, micro):

@@ -6,6 +6,8 @@ Legend: V views, G global views (the first of the V), B batch, K prototypes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed, nn
 from torch.nn import functional
@@ -27,21 +29,68 @@ def cross_entropy(
     Returns:
         A float32 scalar.
     """
-    views, batch, _ = student_VBK.shape
-    globals_ = targets_GBK.shape[0]
-    logits_VBK = student_VBK.float() / temperature
-    # The targets sum to 1, so -sum q log p = logsumexp(z) - q.z: no (V, B, K) log-softmax is kept.
-    partition_V = torch.logsumexp(logits_VBK, dim=-1).mean(dim=1)
-    overlap_GV = torch.einsum("gbk,vbk->gv", targets_GBK.float(), logits_VBK) / batch
-    pairs_GV = partition_V - overlap_GV
-    total = pairs_GV.sum() - pairs_GV.diagonal().sum()
-    return total / (globals_ * (views - 1))
+    apply: Any = _CrossEntropy.apply
+    loss: torch.Tensor = apply(student_VBK, targets_GBK, temperature)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """View by view, with the gradient made on the way: no float32 (V, B, K) is ever there.
+
+    The targets sum to 1, so with z = student / temperature and the n_v targets q that a view v is
+    compared with, -sum q log p = n_v logsumexp(z) - sum q.z, with gradient n_v softmax(z) - sum q.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_VBK: torch.Tensor, targets_GBK: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        views, batch, _ = student_VBK.shape
+        globals_ = targets_GBK.shape[0]
+        exact = torch.promote_types(student_VBK.dtype, torch.float32)
+        targets_GBK = targets_GBK.to(exact)
+        all_BK = targets_GBK.sum(dim=0)
+        scale = 1 / (globals_ * (views - 1) * batch)
+        loss = torch.zeros((), dtype=exact, device=student_VBK.device)
+        gradient_VBK = torch.empty_like(student_VBK) if ctx.needs_input_grad[0] else None
+        for view, student_BK in enumerate(student_VBK):
+            others = [g for g in range(globals_) if g != view]
+            q_BK = all_BK if view >= globals_ else targets_GBK[others].sum(dim=0)
+            z_BK = student_BK.to(exact) / temperature
+            partition_B1 = torch.logsumexp(z_BK, dim=-1, keepdim=True)
+            overlap_B = torch.linalg.vecdot(q_BK, z_BK)
+            loss += (len(others) * partition_B1.squeeze(-1) - overlap_B).sum() * scale
+            if gradient_VBK is not None:
+                p_BK = z_BK.sub_(partition_B1).exp_()
+                slope = scale / temperature
+                gradient_VBK[view] = p_BK.mul_(len(others) * slope).sub_(q_BK, alpha=slope)
+        ctx.gradient_VBK = gradient_VBK
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        gradient_VBK, ctx.gradient_VBK = ctx.gradient_VBK, None
+        return gradient_VBK.mul_(outer), None, None
 
 
 def entropy(targets_GBK: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the targets in nats: 0 is one-hot, ln K uniform; either end is a collapse."""
+    """Mean entropy of the targets in nats: 0 is one-hot, ln K uniform."""
     each_GBK: torch.Tensor = torch.special.entr(targets_GBK.float())
     return each_GBK.sum(dim=-1).mean()
+
+
+def marginal_entropy(targets_GBK: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of the mean target over views, batch and all ranks.
+
+    Less `entropy`, it is what the targets tell about the image: 0 if all images have the same.
+    """
+    mean_K = targets_GBK.float().mean(dim=(0, 1))
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean_K)
+        mean_K /= distributed.get_world_size()
+    total: torch.Tensor = torch.special.entr(mean_K).sum()
+    return total
 
 
 class Centre(nn.Module):
@@ -62,13 +111,16 @@ class Centre(nn.Module):
         return functional.softmax((teacher_GBK.float() - self.centre_K) / temperature, dim=-1)
 
     @torch.no_grad()
-    def update(self, teacher_GBK: torch.Tensor) -> None:
+    def update(self, teacher_GBK: torch.Tensor, skip: torch.Tensor | None = None) -> None:
         """Move towards the mean of this step's logits over views, batch and all ranks.
 
-        centre = m * centre + (1 - m) * mean
+        centre = m * centre + (1 - m) * mean; where the scalar `skip` is 1, it stays as it is.
         """
         mean_K = teacher_GBK.float().mean(dim=(0, 1))
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(mean_K)
             mean_K /= distributed.get_world_size()
-        self.centre_K.mul_(self.momentum).add_(mean_K, alpha=1 - self.momentum)
+        moved_K = torch.lerp(mean_K, self.centre_K, self.momentum)
+        if skip is not None:
+            moved_K = torch.where(skip > 0, self.centre_K, moved_K)
+        self.centre_K.copy_(moved_K)
