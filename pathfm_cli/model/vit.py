@@ -105,7 +105,7 @@ def attend_plainly(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if hasattr(layer, "fused_attn"):
-            layer.fused_attn = False
+            layer.fused_attn = False  # type: ignore[assignment]
 
 
 def adapt(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
