@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 from pathfm_cli import errors
 
 T = TypeVar("T")
+_ESCAPED = {chr(code): f"\\u{code:04X}" for code in (*range(32), 127)}
+_ESCAPED |= {"\\": "\\\\", '"': '\\"', "\n": "\\n"}
+"""What TOML does not take as it is in a text."""
 _EXAMPLES = {int: "1", float: "0.5", bool: "true", str: "TEXT"}
 
 
@@ -58,6 +61,22 @@ def overlay(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, An
             if not isinstance(table, dict):
                 raise errors.UsageError(f"--set {key.strip()}: {name} is a value, not a table.")
         table[leaf] = _value(raw.strip())
+    return result
+
+
+def assignments(flags: Mapping[str, str | int | float | None]) -> list[str]:
+    """`a.b=value` for each flag that was given, so that `overlay` reads its very value."""
+    return [f"{key}={_literal(value)}" for key, value in flags.items() if value is not None]
+
+
+def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tree` with the values of `changes` in their places, table by table."""
+    result = _copy(tree)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        result[key] = value
     return result
 
 
@@ -156,7 +175,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        escaped = "".join(_ESCAPED.get(c, c) for c in value)
         return f'"{escaped}"'
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_literal(item) for item in value) + "]"

@@ -38,6 +38,14 @@ Settings = Annotated[
         "--set", metavar="A.B=VALUE", help="Change one setting of the recipe; repeatable."
     ),
 ]
+WHERE = typer.Option(
+    "--where",
+    metavar="CONDITION",
+    help="Only slides that meet it, as in \"stain == 'HE' and preservation == 'FFPE'\".",
+)
+SUBSET = typer.Option("--subset", help="Only this share of the slides; 0.01 lies in 0.1.")
+Where = Annotated[str, WHERE]
+Subset = Annotated[float, SUBSET]
 CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", metavar="DIR", help="Keep tiles of remote slides on this local disk."),

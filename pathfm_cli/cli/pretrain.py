@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsons
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +12,23 @@ from pathfm_cli.cli import options, output, pipe, progress
 
 def pretrain(
     out: options.Out,
-    recipe: Annotated[str, typer.Option(help="A preset (tiny, dino-vits16) or a TOML file.")],
+    recipe: Annotated[str, typer.Option(help="A preset (tiny, dino-vits16, ...) or a TOML file.")],
     source: Annotated[
         list[str] | None,
         typer.Argument(metavar="TISSUE", help="A tissue or patches artifact; else stdin is read."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="First weights: a run, a checkpoint, a timm name: model.init."),
+    ] = None,
+    phase: Annotated[
+        int | None, typer.Option(min=1, help="2: the recipe's second phase; needs --init.")
+    ] = None,
+    where: Annotated[str | None, options.WHERE] = None,
+    subset: Annotated[float | None, options.SUBSET] = None,
+    distinct_patches: Annotated[
+        int | None,
+        typer.Option(min=0, help="Only so many patches, over and over: train.distinct_patches."),
     ] = None,
     set_: options.Settings = None,
     seed: Annotated[
@@ -36,9 +48,15 @@ def pretrain(
         int, typer.Option("--gpus", "--procs", min=0, help="Processes; 0: one per GPU, else one.")
     ] = 0,
     device: options.Device = "auto",
+    accumulate: Annotated[
+        int, typer.Option(min=0, help="Parts of a process's batch; 0: by train.device_batch.")
+    ] = 0,
     workers: Annotated[
         int, typer.Option(min=0, help="Reading processes per training process; 0 chooses.")
     ] = 0,
+    patch_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep distinct patches on this local disk.")
+    ] = None,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines; start the command on each.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
     rdzv_endpoint: Annotated[
@@ -59,19 +77,34 @@ def pretrain(
     \b
     pathfm pretrain tissue.parquet --recipe tiny -o run/ --set train.steps=50
     pathfm mask slides.parquet -o t.parquet | pathfm pretrain --recipe dino-vits16 -o run/
+    pathfm pretrain all.parquet --recipe dino-vits16 --phase 2 --init run/ -o run2/
     """
+    from pathfm_cli import config
     from pathfm_cli.pretrain import launch, plan, run
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
-    flags = [] if seed is None else [f"train.seed={seed}"]
-    flags += [] if watch is None else [f"train.watch_data={_place(watch)}"]
-    flags += ["train.tensorboard=true"] if tensorboard else []
-    settings = recipes.load(recipe, [*(set_ or []), *flags])
-    nodes = launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint)
-    machine = run.Machine(processes=gpus, device=device, workers=workers, quiet=quiet, nodes=nodes)
+    flags = {
+        "model.init": init,
+        "data.where": where,
+        "data.subset": subset,
+        "train.distinct_patches": distinct_patches,
+        "train.seed": seed,
+        "train.watch_data": None if watch is None else _place(watch),
+        "train.tensorboard": tensorboard or None,
+    }
+    settings = recipes.load(recipe, [*(set_ or []), *config.assignments(flags)], phase)
+    machine = run.Machine(
+        processes=gpus,
+        device=device,
+        accumulate=accumulate,
+        workers=workers,
+        patch_cache=patch_cache,
+        quiet=quiet,
+        nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
+    )
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
     path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]
@@ -86,5 +119,5 @@ def pretrain(
 
 
 def _place(name: str) -> str:
-    """A path holds wherever the run goes on, a data set's name stays; as a TOML string."""
-    return jsons.dumps(str(Path(name).absolute()) if Path(name).exists() else name)
+    """A path holds wherever the run goes on, a data set's name stays."""
+    return str(Path(name).absolute()) if Path(name).exists() else name

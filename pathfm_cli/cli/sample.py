@@ -24,6 +24,14 @@ def sample(
     ] = None,
     strategy: Annotated[str, typer.Option(help="Slides: uniform, or by tissue area.")] = "uniform",
     weights: Annotated[str, typer.Option(help="Slides by the weights in this column.")] = "",
+    mpp_weights: Annotated[
+        str, typer.Option(help="Relative frequency of each mpp, as in 1,2,2,1; else equal.")
+    ] = "",
+    where: options.Where = "",
+    subset: options.Subset = 1.0,
+    subset_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the slides that --subset takes.")
+    ] = 0,
     seed: options.Seed = 0,
     preview: Annotated[
         Path | None, typer.Option(help="A PNG to write: a contact sheet.", dir_okay=False)
@@ -43,7 +51,19 @@ def sample(
     from pathfm_cli.data import sample as library
 
     config, choice = library.request(
-        mpp, size, min_tissue, strategy, weights, n=n, seed=seed, gridded=grid, stride_px=stride
+        mpp,
+        size,
+        min_tissue,
+        strategy,
+        weights,
+        n=n,
+        seed=seed,
+        gridded=grid,
+        stride_px=stride,
+        mpp_weights=mpp_weights,
+        where=where,
+        subset=subset,
+        subset_seed=subset_seed,
     )
     library.check(out, config, choice, overwrite=overwrite)
     if preview:

@@ -20,6 +20,8 @@ from numpy import typing as npt
 from shapely import geometry
 
 from pathfm_cli import artifacts, errors
+from pathfm_cli.data import select
+from pathfm_cli.data import where as conditions
 
 PLACE = 0
 """Purpose number of `rng` for slide, mpp and position; augmentations use others."""
@@ -80,6 +82,12 @@ class SampleConfig:
     """Column of the slides with a weight per slide, for the strategy `column`."""
     max_upsample: float = 1.25
     """A patch may be finer than level 0 by this factor at most."""
+    where: str = ""
+    """Condition on the slides' columns, see `where`; empty: all."""
+    subset: float = 1.0
+    """Share of those slides, nested, see `select` (paper II-D1: 0.01, 0.1, 0.3)."""
+    subset_seed: int = 0
+    """Seed of the order that `subset` takes the first of; the run's own does not matter."""
 
     def __post_init__(self) -> None:
         mpp, weights = self.mpp, self.mpp_weights or (1.0,) * len(self.mpp)
@@ -94,6 +102,9 @@ class SampleConfig:
         _check(0 <= share <= 1, f"min_tissue {share} is no share of an area", "--min-tissue 0.4")
         factor = self.max_upsample
         _check(1 <= factor < math.inf, f"max_upsample {factor} is below 1", "max_upsample = 1.25")
+        if self.where:
+            conditions.parse(self.where)
+        _check(0 < self.subset <= 1, f"subset {self.subset} is no share above 0", "--subset 0.1")
         known = ", ".join(typing.get_args(Strategy))
         named = self.strategy in typing.get_args(Strategy)
         _check(named, f"strategy {self.strategy} is none of {known}", "--strategy area")
@@ -194,6 +205,11 @@ def check_feasible(slides: pl.DataFrame, config: SampleConfig) -> None:
     )
 
 
+def taking_part(frame: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.bool_]:
+    """Which slides without error `where` and `subset` leave; as `select.chosen`."""
+    return select.chosen(frame, config.where, config.subset, config.subset_seed)
+
+
 class Sampler:
     """Draws patches from the tissue of a cohort; a pure function of (seed, index).
 
@@ -209,7 +225,8 @@ class Sampler:
     def __init__(self, table: artifacts.Table, config: SampleConfig, seed: int) -> None:
         frame = table.frame.filter(pl.col("error").is_null())
         _check(0 <= seed < 2**64, f"The seed {seed} is not in [0, 2^64)", "--seed 0")
-        check_feasible(frame, config)
+        chosen = taking_part(frame, config)
+        check_feasible(frame.filter(chosen), config)
         self.config, self.seed = config, seed
         self._mpp0 = frame["mpp"].to_numpy()
         self._size_px0 = frame.select("width_px0", "height_px0").to_numpy()
@@ -218,7 +235,7 @@ class Sampler:
         reasons = feasibility(frame, config)
         weights = np.asarray(config.mpp_weights or (1.0,) * len(config.mpp))
         self._mpp_cdf = np.cumsum((reasons == 0) * weights, axis=1)
-        usable = self._mpp_cdf[:, -1] > 0
+        usable = chosen & (self._mpp_cdf[:, -1] > 0)
         self._slide_cdf = np.cumsum(_slide_weights(frame, config) * usable)
         if self._slide_cdf[-1] <= 0:
             raise errors.UsageError(
@@ -306,43 +323,6 @@ class Sampler:
         if held is None or held[0] != slide:
             held = self._polygons[slot] = slide, shapely.from_wkb(self._wkb[slide])
         return held[1]
-
-
-class Fixed:
-    """The rows of a `patches` artifact, by number modulo their count; replacements are other rows.
-
-    Args:
-        table: an opened `patches` artifact.
-        seed: for replacements.
-
-    Raises:
-        errors.InputError: no rows, patches of several sizes, or a slide is not in the file.
-    """
-
-    def __init__(self, table: artifacts.Table, seed: int) -> None:
-        self.seed = seed
-        slides = table.attached["slides"].filter(pl.col("error").is_null())
-        numbered = slides.select("slide").with_row_index("position")
-        rows = table.frame.join(numbered, on="slide", how="left", maintain_order="left")
-        if rows.is_empty() or rows["position"].has_nulls() or rows["size_px"].n_unique() != 1:
-            raise errors.InputError(
-                f"{table.path} has no patches, several patch sizes, or lacks slides.",
-                "make it again: pathfm sample t.parquet -o p.parquet",
-            )
-        self.size_px = int(rows["size_px"][0])
-        self._slide = rows["position"].to_numpy()
-        self._place = rows.select("x_px0", "y_px0", "mpp", "tissue_fraction").to_numpy()
-
-    def __len__(self) -> int:
-        return len(self._slide)
-
-    def draw(self, index: int, attempt: int = 0) -> Patch:
-        """Row `index`, or, as its replacement, a random one."""
-        row = index % len(self)
-        if attempt:
-            row = int(rng(self.seed, index, PLACE, attempt).integers(len(self)))
-        x, y, mpp, share = self._place[row].tolist()
-        return Patch(index, int(self._slide[row]), x, y, mpp, self.size_px, share)
 
 
 def _check(condition: bool, message: str, hint: str) -> None:

@@ -71,6 +71,14 @@ def parse_mpp(text: str) -> tuple[float, ...]:
     return values
 
 
+def _parse_weights(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        hint = "a number for each --mpp: --mpp-weights 1,2,2,1"
+        raise errors.UsageError(f"--mpp-weights {text} is no list of numbers.", hint) from error
+
+
 def request(
     mpp: str,
     size_px: int,
@@ -82,6 +90,10 @@ def request(
     seed: int,
     gridded: bool,
     stride_px: int | None,
+    mpp_weights: str = "",
+    where: str = "",
+    subset: float = 1.0,
+    subset_seed: int = 0,
 ) -> tuple[draw.SampleConfig, Random | Grid]:
     """Settings from plain values.
 
@@ -92,9 +104,9 @@ def request(
         raise errors.UsageError(
             "Name either a number of random patches or a grid.", "--n 1000, or --grid"
         )
-    if gridded and (weights or strategy != "uniform" or seed):
+    if gridded and (weights or mpp_weights or strategy != "uniform" or seed):
         raise errors.UsageError(
-            "A grid takes every slide: it has no seed, strategy or weights.", "--n 1000"
+            "A grid takes every cell: it has no seed, strategy or weights.", "--n 1000"
         )
     if weights and strategy != "uniform":
         raise errors.UsageError(
@@ -104,6 +116,10 @@ def request(
         raise errors.UsageError("Only a grid has a stride.", "--grid")
     chosen = draw.SampleConfig(
         mpp=parse_mpp(mpp),
+        mpp_weights=_parse_weights(mpp_weights) if mpp_weights else (),
+        where=where,
+        subset=subset,
+        subset_seed=subset_seed,
         size_px=size_px,
         min_tissue=min_tissue,
         strategy=cast(draw.Strategy, "column" if weights else strategy),
@@ -155,7 +171,7 @@ def sample(
     table = artifacts.read_table(tissue, "tissue")
     cohort.require_usable(table.header, tissue)
     header = _header(table, out, config, choice)
-    slides = table.frame.filter(pl.col("error").is_null())
+    slides = _taking_part(table.frame, config)
     if record := artifacts.finished(out, header, overwrite=overwrite):
         used = artifacts.read_table(out, "patches").attached["slides"]["slide"]
         notes = (f"{out} is up to date", *_notes(table.frame, slides, config, choice, used))
@@ -199,13 +215,14 @@ def plan(
     """
     table = artifacts.read_table(tissue, "tissue")
     cohort.require_usable(table.header, tissue)
-    slides = table.frame.filter(pl.col("error").is_null())
+    slides = _taking_part(table.frame, config)
     header = _header(table, out, config, choice)
     finished = artifacts.finished(out, header, overwrite=overwrite) is not None
     draw.check_feasible(slides, config)
     able = (draw.feasibility(slides, config) == 0).any(axis=1)
     return {
         "slides": table.frame.height,
+        "slides_that_take_part": slides.height,
         "slides_that_can_give_patches": int(able.sum()),
         "patches": choice.n
         if isinstance(choice, Random)
@@ -213,6 +230,12 @@ def plan(
         "already_done": finished,
         "writes": os.path.abspath(out),
     }
+
+
+def _taking_part(frame: pl.DataFrame, config: draw.SampleConfig) -> pl.DataFrame:
+    """The slides without error that `where` and `subset` leave."""
+    usable = frame.filter(pl.col("error").is_null())
+    return usable.filter(draw.taking_part(usable, config))
 
 
 def _check_cells(slides: pl.DataFrame, config: draw.SampleConfig, choice: Grid) -> int:
@@ -238,7 +261,7 @@ def _tasks(
             yield number, total, functools.partial(grid.cells, rows, config, stride)
         return
     sampler = draw.Sampler(table, config, choice.seed)
-    ids = slides["slide"]
+    ids = table.frame.filter(pl.col("error").is_null())["slide"]
     total = -(-choice.n // DRAWS_PER_PART)
     for number in range(total):
         numbers = range(number * DRAWS_PER_PART, min((number + 1) * DRAWS_PER_PART, choice.n))
@@ -280,8 +303,11 @@ def _notes(
 ) -> tuple[str, ...]:
     """No slide vanishes silently."""
     notes = []
-    if bad := table.height - slides.height:
+    bad = table.height - table["error"].null_count()
+    if bad:
         notes.append(f"{bad} of {table.height} slides carry errors from index or mask")
+    if slides.height < table.height - bad:
+        notes.append(f"{slides.height} of {table.height - bad} slides take part")
     reasons = draw.feasibility(slides, config)
     for column, mpp in enumerate(config.mpp):
         for reason, why in enumerate(draw.REASONS):

@@ -20,7 +20,7 @@ from numpy import typing as npt
 from torch.utils import data
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, skips, windows
+from pathfm_cli.data import draw, opened, skips
 from pathfm_cli.data import workers as processes
 from pathfm_cli.wsi import pyramid
 
@@ -39,6 +39,7 @@ ALONE_THREADS = 4
 
 
 Failure = skips.Failure
+Plan = opened.Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,30 +69,6 @@ class Batch:
         return dataclasses.replace(self, **pinned)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """Everything that decides the batches of one rank; travels to the workers."""
-
-    cohort_path: Path
-    config: draw.SampleConfig | None
-    seed: int
-    batch_size: int
-    first_step: int
-    steps: int
-    rank: int
-    world_size: int
-    distinct: int
-    patches_per_window: int
-    policy: pyramid.Policy
-    idct: bool
-
-    def indices(self, number: int) -> range:
-        """Running numbers of the batch that is `number` after the first."""
-        step = self.first_step + number
-        start = (step * self.world_size + self.rank) * self.batch_size
-        return range(start, start + self.batch_size)
-
-
 def batches(
     cohort_path: str | os.PathLike[str],
     config: draw.SampleConfig | None,
@@ -109,6 +86,7 @@ def batches(
     idct: bool = True,
     pin: bool = False,
     prefetch_bytes: int = PREFETCH_BYTES,
+    pixels: Path | None = None,
 ) -> Iterator[Batch]:
     """Read batches `first_step` to `first_step + steps - 1` of one rank, in order.
 
@@ -116,7 +94,7 @@ def batches(
 
     Args:
         cohort_path: a `tissue` artifact (endless) or a `patches` artifact (its rows, in turn).
-        config: how patches are drawn; needed for `tissue`, unused for `patches`.
+        config: how patches are drawn; needed for `tissue`; of `patches` it only chooses slides.
         seed: of the draws.
         batch_size: B, per rank.
         first_step: number of the first batch.
@@ -132,6 +110,7 @@ def batches(
         pin: deliver tensors in page-locked memory, for a CUDA device.
         prefetch_bytes: pixels read ahead, by all workers together; each reads one batch ahead at
             least and `MAX_AHEAD` at most. With workers they lie in shared memory.
+        pixels: folder on a local disk that keeps the pixels of distinct patches, see `held`.
 
     Raises:
         errors.UsageError: nothing can be drawn, or windows of a fixed set are asked for; raised
@@ -153,6 +132,7 @@ def batches(
         patches_per_window=patches_per_window,
         policy=policy,
         idct=idct,
+        pixels=pixels,
     )
     loader = Loader(plan, threads=min(ALONE_THREADS, os.cpu_count() or 1))
     readers = min(workers, steps)
@@ -203,8 +183,8 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
             errors.SlideError: a patch and its replacements cannot be read.
         """
         indices = self.plan.indices(number)
-        opened = self._opened
-        numbers = [index % opened.count if opened.count else index for index in indices]
+        ready = self._opened
+        numbers = [index % ready.count if ready.count else index for index in indices]
         patches, pixels, failed = self._patches(numbers)
         return Batch(
             indices=torch.tensor(list(indices)),
@@ -216,8 +196,8 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
         )
 
     @functools.cached_property
-    def _opened(self) -> _Opened:
-        return _open(self.plan)
+    def _opened(self) -> opened.Opened:
+        return opened.open_(self.plan)
 
     @functools.cached_property
     def _pool(self) -> futures.ThreadPoolExecutor:
@@ -227,19 +207,19 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
         self, numbers: Sequence[int]
     ) -> tuple[list[draw.Patch], npt.NDArray[np.uint8], tuple[Failure, ...]]:
         """Patches and pixels; one that cannot be read gives way to the next draw of its number."""
-        opened = self._opened
+        ready = self._opened
         failures: dict[int, list[Failure]] = {}
-        patches = [opened.source.draw(number) for number in numbers]
-        pixels, wrong = self._pixels(patches)
+        patches = [ready.source.draw(number) for number in numbers]
+        pixels, wrong = self._held_or_read(numbers, patches)
         for attempt in range(1, ATTEMPTS + 2):
             for row, error in wrong.items():
-                slide = opened.cohort.slides[patches[row].slide].slide
+                slide = ready.cohort.slides[patches[row].slide].slide
                 failures.setdefault(row, []).append(Failure(numbers[row], slide, str(error)))
             if not wrong or attempt > ATTEMPTS:
                 break
             rows = list(wrong)
             for row in rows:
-                patches[row] = opened.source.draw(numbers[row], attempt)
+                patches[row] = ready.source.draw(numbers[row], attempt)
             pixels[rows], again = self._pixels([patches[row] for row in rows])
             wrong = {rows[position]: error for position, error in again.items()}
         for row, error in wrong.items():
@@ -249,49 +229,34 @@ class Loader(data.Dataset["Batch | errors.PathfmError"]):
             )
         return patches, pixels, tuple(f for row in sorted(failures) for f in failures[row])
 
+    def _held_or_read(
+        self, numbers: Sequence[int], patches: Sequence[draw.Patch]
+    ) -> tuple[npt.NDArray[np.uint8], dict[int, errors.SlideError]]:
+        """As `_pixels`; what lies on the local disk is not read again, what is read goes there."""
+        store = self._opened.held
+        if store is None:
+            return self._pixels(patches)
+        pixels, missing = store.get(numbers)
+        if not missing:
+            return pixels, {}
+        pixels[missing], failed = self._pixels([patches[row] for row in missing])
+        wrong = {missing[position]: error for position, error in failed.items()}
+        good = [row for row in missing if row not in wrong]
+        store.put([numbers[row] for row in good], pixels[good])
+        return pixels, wrong
+
     def _pixels(
         self, patches: Sequence[draw.Patch]
     ) -> tuple[npt.NDArray[np.uint8], dict[int, errors.SlideError]]:
         """(B, S, S, 3), and the error of each that cannot be read by its position."""
-        opened = self._opened.cohort
+        ready = self._opened.cohort
         wanted = [
             pyramid.Request(
-                opened.slides[patch.slide], patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
+                ready.slides[patch.slide], patch.x_px0, patch.y_px0, patch.mpp, patch.size_px
             )
             for patch in patches
         ]
-        return opened.reader.read_patches(wanted, self._pool)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Opened:
-    """A cohort, what draws from it, how many patches there are (0: endless), and their side."""
-
-    cohort: cohort.Cohort
-    source: draw.Source
-    count: int
-    size_px: int
-
-
-def _open(plan: Plan) -> _Opened:
-    opened = cohort.open_cohort(plan.cohort_path, policy=plan.policy, idct=plan.idct)
-    if plan.patches_per_window < 1:
-        raise errors.UsageError(f"patches_per_window is {plan.patches_per_window}.", "1 or more")
-    if opened.table.header.kind == "patches":
-        if plan.patches_per_window > 1:
-            raise errors.UsageError(
-                f"{plan.cohort_path} is a fixed set of patches; it has no windows.",
-                "patches_per_window = 1, or train on tissue",
-            )
-        rows = draw.Fixed(opened.table, plan.seed)
-        count = min(plan.distinct or len(rows), len(rows))
-        return _Opened(opened, rows, count, rows.size_px)
-    if plan.config is None:
-        raise errors.UsageError(f"{plan.cohort_path} needs to be told how to draw.")
-    sampler = draw.Sampler(opened.table, plan.config, plan.seed)
-    many = plan.patches_per_window > 1
-    source = windows.Windows(sampler, plan.patches_per_window) if many else sampler
-    return _Opened(opened, source, plan.distinct, plan.config.size_px)
+        return ready.reader.read_patches(wanted, self._pool)
 
 
 def _ahead(prefetch_bytes: int, batch_bytes: int, readers: int) -> int:

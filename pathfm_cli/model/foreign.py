@@ -18,6 +18,9 @@ from pathfm_cli import errors
 
 State = dict[str, torch.Tensor]
 
+MAX_DEPTH = 4
+"""Mappings that may lie around a table of tensors; a file may hold one that contains itself."""
+
 _TABLES = ("teacher", "model", "state_dict")
 _TEACHER = "teacher.backbone."
 _WRAPPERS = ("module.", "backbone.")
@@ -40,13 +43,15 @@ def select(checkpoint: Any, name: str) -> tuple[State, list[str]]:
         errors.InputError: there is no mapping of names to tensors in it.
     """
     chosen, beside = checkpoint, []
-    while isinstance(chosen, Mapping):
+    for _ in range(MAX_DEPTH):
+        if not isinstance(chosen, Mapping):
+            break
         key = next((k for k in _TABLES if isinstance(chosen.get(k), Mapping)), None)
         if key is None:
             break
         beside += [str(other) for other in chosen if other != key]
         chosen = chosen[key]
-    if not isinstance(chosen, Mapping) or not _is_state(chosen):
+    if not isinstance(chosen, Mapping) or not is_state(chosen):
         found = ", ".join(map(str, list(chosen)[:5])) if isinstance(chosen, Mapping) else ""
         raise errors.InputError(
             f"{name} holds no table of named tensors{f' but {found}' if found else ''}.",
@@ -132,7 +137,8 @@ def check_fit(
         )
 
 
-def _is_state(table: Mapping[Any, Any]) -> bool:
+def is_state(table: Mapping[Any, Any]) -> bool:
+    """Whether `table` maps names to plain tensors."""
     return bool(table) and all(
         isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided
         for k, v in table.items()

@@ -256,22 +256,38 @@ def _file(path: Path, arch: str | None) -> _Loaded:
     entry = zoo.find(arch)
     module = vit.build(entry.arch, **entry.kwargs) if entry else vit.build(arch)
     selected, beside = foreign.select(files.read(path), str(path))
-    if hub_names.recognise(selected):
-        selected, more = hub_names.convert(selected)
-        beside += more
-    prefix = vit.prefix_tokens(module)
-    embedded = prefix if not getattr(module, "no_embed_class", False) else 0
-    state, dropped = foreign.convert(selected, class_in_pos_embed=embedded > 0)
-    target = module.state_dict()
-    if "pos_embed" in state and "pos_embed" in target:
-        grid: Any = module.get_submodule("patch_embed").grid_size
-        state["pos_embed"] = foreign.resample_positions(state["pos_embed"], grid, embedded)
-    foreign.check_fit(state, target, f"{path} does not fit {arch}")
+    state, dropped = named(selected, module)
+    foreign.check_fit(state, module.state_dict(), f"{path} does not fit {arch}")
     module.load_state_dict(state)
     info = _zoo_info(entry) if entry else _timm_info(arch, module)
     return _Loaded(
         module=module, name=arch, info=info, made_for=bool(entry), dropped=[*beside, *dropped]
     )
+
+
+def named(
+    selected: Mapping[str, torch.Tensor], module: nn.Module
+) -> tuple[foreign.State, list[str]]:
+    """An encoder's tensors under the names of `module`, positions resampled to its grid.
+
+    Args:
+        selected: tensors of one encoder by their names in a checkpoint, as of `foreign.select`.
+        module: what is to take them; whether they fit is not checked.
+
+    Returns:
+        The tensors, and the names of those that are no part of an encoder.
+    """
+    chosen = dict(selected)
+    beside: list[str] = []
+    if hub_names.recognise(chosen):
+        chosen, beside = hub_names.convert(chosen)
+    prefix = vit.prefix_tokens(module)
+    embedded = prefix if not getattr(module, "no_embed_class", False) else 0
+    state, dropped = foreign.convert(chosen, class_in_pos_embed=embedded > 0)
+    if "pos_embed" in state and "pos_embed" in module.state_dict():
+        grid: Any = module.get_submodule("patch_embed").grid_size
+        state["pos_embed"] = foreign.resample_positions(state["pos_embed"], grid, embedded)
+    return state, [*beside, *dropped]
 
 
 def _fresh(arch: str, seed: int) -> _Loaded:

@@ -1,14 +1,15 @@
 """Patches to normalised views, batched on the device with parameters of each view's own.
 
 Source: facebookresearch/dino, `DataAugmentationDINO`: crop and flip, colour jitter, grey, blur,
-solarise; then mean and deviation 0.5 (paper, IV-C (v)).
+solarise; then mean and deviation 0.5 (paper, IV-C (v)). Turns and changes of the stains come
+between crop and colour jitter; they are off in the paper's recipes.
 Legend: B batch, V views, N images = V * B (view by view), S patch side, T view side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +28,19 @@ _JITTERS: tuple[tuple[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     ("saturation", colour.saturation),
     ("hue", colour.hue),
 )
+
+
+def parts(
+    settings: recipe.Recipe,
+    pixels_BSSC: torch.Tensor,
+    indices_B: NDArray[np.int64],
+    count: int,
+) -> Iterator[list[torch.Tensor]]:
+    """The views of a batch in `count` equal parts, each made when it is its turn; as `crops`."""
+    size = len(indices_B) // count
+    for start in range(0, size * count, size):
+        part = slice(start, start + size)
+        yield crops(settings, pixels_BSSC[part], indices_B[part])
 
 
 @torch.no_grad()
@@ -56,6 +70,9 @@ def _make(
     images_BSCS: torch.Tensor, drawn: views.Views, settings: recipe.Recipe, size_px: int
 ) -> torch.Tensor:
     images = _cut(images_BSCS, drawn, size_px)
+    for turns in (1, 2, 3):
+        images = _where(images, drawn.turns == turns, _turned(turns))
+    images = _where(images, drawn.hed, colour.hed, drawn.hed_factor, drawn.hed_shift)
     images = _jitter(images, drawn)
     images = _where(images, drawn.grey, colour.grey)
     images = _blur(images, drawn.sigma_px, settings.augment.blur_sigma_px[1])
@@ -82,6 +99,10 @@ def _cut(images_BSCS: torch.Tensor, drawn: views.Views, size_px: int) -> torch.T
             for v in range(drawn.left_px.shape[1])
         ]
     ).clamp_(0, 1)
+
+
+def _turned(turns: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: images.rot90(turns, (-2, -1))
 
 
 def _jitter(images: torch.Tensor, drawn: views.Views) -> torch.Tensor:
@@ -113,7 +134,9 @@ def _where(
     rows = np.flatnonzero(chosen_BV.T)
     if len(rows):
         index = torch.from_numpy(rows).to(images.device)
-        arguments = (_tensor(images, values.T.reshape(-1)[rows]) for values in values_BV)
+        # View by view, as the images lie; a value may have an axis of its own behind (B, V).
+        flat = (values.swapaxes(0, 1).reshape(-1, *values.shape[2:]) for values in values_BV)
+        arguments = (_tensor(images, values[rows]) for values in flat)
         images.index_copy_(0, index, change(images[index], *arguments))
     return images
 

@@ -39,6 +39,8 @@ class Job:
     header: artifacts.Header
     settings: recipe.Recipe
     workers: int = 0
+    parts: int = 1
+    patch_cache: Path | None = None
 
 
 class Book:

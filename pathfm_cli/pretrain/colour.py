@@ -2,7 +2,8 @@
 
 All images are RGB in 0..1, float32, (N, 3, H, W), and every result is clamped to 0..1.
 Source: torchvision `transforms.v2.functional`: `adjust_brightness`, `adjust_contrast`,
-`adjust_saturation`, `adjust_hue`, `rgb_to_grayscale`, `solarize`.
+`adjust_saturation`, `adjust_hue`, `rgb_to_grayscale`, `solarize`; for `hed` Ruifrok and Johnston
+2001 (the stains) and Tellez et al. 2018 (their change).
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from __future__ import annotations
 import torch
 
 _LUMA = (0.2989, 0.587, 0.114)
+_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+"""Optical density per channel of haematoxylin, eosin and DAB (Ruifrok and Johnston)."""
+_VECTORS_33 = torch.nn.functional.normalize(torch.tensor(_STAINS, dtype=torch.float64), dim=1)
+_UNMIXING_33 = torch.linalg.inv(_VECTORS_33)
+_DARKEST = 1 / 255
+"""Light that is taken for none: the optical density stays finite."""
 
 
 def brightness(images: torch.Tensor, factor_N: torch.Tensor) -> torch.Tensor:
@@ -42,6 +49,18 @@ def grey(images: torch.Tensor) -> torch.Tensor:
 def solarise(images: torch.Tensor) -> torch.Tensor:
     """Invert what is at least one half (128 of 255, as Pillow does)."""
     return torch.where(images >= 128 / 255, 1 - images, images)
+
+
+def hed(images: torch.Tensor, factor_N3: torch.Tensor, shift_N3: torch.Tensor) -> torch.Tensor:
+    """Change the amounts of haematoxylin, eosin and DAB: times a factor, plus a shift.
+
+    Optical density is -ln of the light that comes through; the stains' are unit vectors.
+    """
+    vectors_33, unmixing_33 = _VECTORS_33.to(images), _UNMIXING_33.to(images)
+    density = -images.clamp(min=_DARKEST).log()
+    amounts = torch.einsum("nchw,cs->nshw", density, unmixing_33)
+    amounts = amounts * factor_N3[:, :, None, None] + shift_N3[:, :, None, None]
+    return torch.exp(-torch.einsum("nshw,sc->nchw", amounts, vectors_33)).clamp(0, 1)
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:

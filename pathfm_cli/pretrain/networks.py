@@ -7,15 +7,14 @@ Legend: N images (views times batch), K prototypes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import depth, files, vit, weights
-from pathfm_cli.pretrain import head, recipe
+from pathfm_cli.model import depth, vit
+from pathfm_cli.pretrain import head, origin, recipe, sections
 
 
 class Network(nn.Module):
@@ -58,22 +57,29 @@ class Network(nn.Module):
 
 
 def pair(settings: recipe.Recipe) -> tuple[Network, Network]:
-    """Build the student, and the teacher as its copy without stochastic depth or gradients.
+    """Build student and teacher with their first weights, see `start`."""
+    student, teacher, _ = start(settings)
+    return student, teacher
 
-    Fresh weights are a function of `train.seed` alone.
+
+def start(settings: recipe.Recipe) -> tuple[Network, Network, origin.Source | None]:
+    """Build student and teacher with their first weights; also say where these came from.
+
+    The teacher has no stochastic depth and no gradients. Unless the recipe keeps more of an earlier
+    training it is a copy of the student. Fresh weights are a function of `train.seed` alone.
 
     Raises:
         errors.UsageError: the architecture is unknown, or does not fit the recipe.
+        errors.InputError: the first weights cannot be had, or lack what is to be kept.
     """
     torch.manual_seed(settings.train.seed)
     student = _network(settings, settings.model.drop_path_rate)
-    if settings.model.init == "scratch":
+    if settings.model.init == origin.SCRATCH:
         _start_class_token(student.backbone)
-    else:
-        _load(student.backbone, settings.model)
     teacher = _network(settings, 0.0)
     teacher.load_state_dict(student.state_dict())
-    return student, teacher.requires_grad_(False)
+    source = origin.apply(settings, student, teacher)
+    return student, teacher.requires_grad_(False), source
 
 
 def kwargs(settings: recipe.Recipe) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
     )
 
 
-def _check_sizes(backbone: nn.Module, crops: recipe.Crops) -> None:
+def _check_sizes(backbone: nn.Module, crops: sections.Crops) -> None:
     embed = getattr(backbone, "patch_embed", None)
     token_px = getattr(embed, "patch_size", None)
     if not isinstance(token_px, tuple):
@@ -140,21 +146,3 @@ def _start_class_token(backbone: nn.Module) -> None:
     token = getattr(backbone, "cls_token", None)
     if isinstance(token, nn.Parameter):
         nn.init.trunc_normal_(token, std=0.02)
-
-
-def _load(backbone: nn.Module, model: recipe.Model) -> None:
-    path = Path(model.init)
-    bare = path.is_file() and not files.is_exported(path)
-    try:
-        encoder = weights.load(
-            model.init, arch=model.arch if bare else None, device="cpu", precision="fp32"
-        )
-    except errors.InputError as error:
-        hint = "--set model.init=scratch, or the path of a run or checkpoint"
-        raise errors.InputError(str(error), hint) from error
-    try:
-        backbone.load_state_dict(vit.adapt(encoder.module.state_dict(), backbone))
-    except RuntimeError as error:
-        raise errors.UsageError(
-            f"The weights {model.init} do not fit {model.arch}.", "--set model.init=scratch"
-        ) from error

@@ -1,4 +1,4 @@
-"""AdamW in two groups, clipping of each tensor, and the teacher's running mean.
+"""AdamW in groups, clipping of each tensor, and the teacher's running mean.
 
 Source: facebookresearch/dino, `utils.py`: `get_params_groups`, `clip_gradients`,
 `cancel_gradients_last_layer`; `main_dino.py`: the EMA update.
@@ -6,32 +6,41 @@ Source: facebookresearch/dino, `utils.py`: `get_params_groups`, `clip_gradients`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 
-def adamw(module: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; group 1, biases and 1-D parameters, is never decayed.
+def adamw(module: nn.Module, factors: Mapping[str, float] | None = None) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, in groups of one learning rate, decayed or not.
 
-    Learning rate and weight decay are set at every step by `schedule`.
+    Biases and 1-D parameters are never decayed. Learning rate and weight decay are set at every
+    step by `schedule`. Without `factors` there are two groups, the decayed one first.
+
+    Args:
+        module: whose parameters.
+        factors: of the learning rate, by the parameter's name; else 1.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             bare = name.endswith(".bias") or parameter.ndim == 1
-            (plain if bare else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": plain}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+            factor = 1.0 if factors is None else factors[name]
+            groups.setdefault((not bare, factor), []).append(parameter)
+    described = [
+        {"params": parameters, "decayed": decayed, "factor": factor}
+        for (decayed, factor), parameters in groups.items()
+        if parameters
+    ]
+    return torch.optim.AdamW(described, lr=0.0, weight_decay=0.0, fused=True)
 
 
 def schedule(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Set the learning rate of both groups and the weight decay of the first."""
+    """Set the learning rate of all groups and the weight decay of those that are decayed."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.param_groups[0]["weight_decay"] = weight_decay
+        group["lr"] = lr * group["factor"]
+        group["weight_decay"] = weight_decay if group["decayed"] else 0.0
 
 
 def step(optimiser: torch.optim.Optimizer, skip: torch.Tensor) -> None:

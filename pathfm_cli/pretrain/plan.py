@@ -32,7 +32,9 @@ def plan(
         "steps": "none: up to date" if finished else f"{start} to {steps}",
         "patches": 0 if finished else (steps - start) * settings.train.batch_size,
         "peak_lr": settings.peak_lr,
-        "processes": size.processes,
+        "peak_lr_is": settings.peak_lr_words,
+        "batch": str(size.share),
+        "processes": size.share.processes,
         "writes": os.fspath(target / folder.RESULT),
     }
 

@@ -7,9 +7,12 @@ ODCorr compares embeddings of randomly selected patches over the course of train
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from pathfm_cli import artifacts
-from pathfm_cli.data import cohort, sample
+from pathfm_cli.data import cohort, draw, sample
 from pathfm_cli.pretrain import recipe
 
 SEED_OFFSET = 1 << 32
@@ -35,11 +38,19 @@ def record(source: Path, target: Path, settings: recipe.Recipe) -> None:
         sample.sample(source, target, settings.data, choice)
         return
     table = artifacts.read_table(source, "patches")
+    data, chosen = settings.data, table.frame
+    limits: dict[str, Any] = {}
+    if data.where or data.subset < 1:
+        slides = table.attached["slides"].filter(pl.col("error").is_null())
+        names = slides["slide"].filter(draw.taking_part(slides, data))
+        chosen = chosen.filter(pl.col("slide").is_in(names.implode()))
+        names_ = ("where", "subset", "subset_seed")
+        limits = {name: getattr(data, name) for name in names_}
     header = artifacts.Header(
         kind="patches",
         parents=(f"patches:{table.header.id}",),
-        settings={"first": count},
+        settings={"first": count, **limits},
         files=cohort.companions(table, target),
     )
     if artifacts.finished(target, header) is None:
-        artifacts.write_table(target, table.frame.head(count), header, attached=table.attached)
+        artifacts.write_table(target, chosen.head(count), header, attached=table.attached)

@@ -14,108 +14,14 @@ from typing import Any, Literal
 
 from pathfm_cli import config, errors
 from pathfm_cli.data import draw, skips
-from pathfm_cli.pretrain import schedule
+from pathfm_cli.pretrain import schedule, sections
 from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
 WATCHING = ("watch_every", "watch_data", "watch_images", "tensorboard")
 """Settings of `train` that only look on: no part of a run's identity, free to change on resume."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """The encoder, by timm name; None keeps the architecture's own value."""
-
-    arch: str
-    """timm name, such as `vit_small_patch16_224.dino`."""
-    init: str = "scratch"
-    """First weights: `scratch`, a timm name with pretrained weights, or a checkpoint's path."""
-    patch_size: int | None = None
-    """Side of a token in pixels."""
-    embed_dim: int | None = None
-    """Width of a token."""
-    depth: int | None = None
-    """Number of blocks."""
-    num_heads: int | None = None
-    """Attention heads."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last block of the student; earlier ones grow to it linearly."""
-
-    def __post_init__(self) -> None:
-        rate = self.drop_path_rate
-        _check(0 <= rate < 1, f"model.drop_path_rate is {rate}", "0 up to, not including, 1")
-
-    def kwargs(self) -> dict[str, Any]:
-        """The arguments that differ from the architecture's own, for `vit.build`."""
-        names = ("patch_size", "embed_dim", "depth", "num_heads")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Crops:
-    """Multi-crop: two global views and several local ones of every patch."""
-
-    global_size_px: int
-    """Side of a global view; the encoder's image size."""
-    global_scale: tuple[float, float]
-    """Smallest and largest share of the patch's area a global view covers."""
-    local_count: int
-    """Local views of a patch."""
-    local_size_px: int
-    """Side of a local view."""
-    local_scale: tuple[float, float]
-    """Smallest and largest share of the patch's area a local view covers."""
-
-    def __post_init__(self) -> None:
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            _check(0 < low <= high <= 1, f"crops.{name} is {[low, high]}", "0 < low <= high <= 1")
-        _check(self.local_count >= 0, f"crops.local_count is {self.local_count}", "0 or more")
-        for name in ("global_size_px", "local_size_px"):
-            value = getattr(self, name)
-            _check(8 <= value <= 4096, f"crops.{name} is {value}", "8 to 4096 pixels")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Augment:
-    """Chances and strengths of the changes to a view; see `augment`."""
-
-    horizontal_flip: float
-    """Chance of a left-right mirror image."""
-    vertical_flip: float
-    """Chance of an upside-down mirror image."""
-    jitter: float
-    """Chance of colour jitter."""
-    brightness: float
-    """Factor from 1 - x to 1 + x."""
-    contrast: float
-    """Factor from 1 - x to 1 + x."""
-    saturation: float
-    """Factor from 1 - x to 1 + x."""
-    hue: float
-    """Shift from -x to x, in turns of the colour wheel."""
-    grey: float
-    """Chance of losing all colour."""
-    blur_first: float
-    """Chance of a blur on the first global view."""
-    blur_second: float
-    """Chance of a blur on the second global view."""
-    blur_local: float
-    """Chance of a blur on a local view."""
-    blur_sigma_px: tuple[float, float]
-    """Smallest and largest deviation of the blur's Gaussian."""
-    solarise_second: float
-    """Chance that pixels of the second global view above one half are inverted."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float):
-                limit = 0.5 if field.name == "hue" else 1.0
-                hint = f"0 to {limit:g}"
-                _check(0 <= value <= limit, f"augment.{field.name} is {value}", hint)
-        low, high = self.blur_sigma_px
-        _check(0 < low <= high, f"augment.blur_sigma_px is {[low, high]}", "0 < low <= high")
+_check = sections.check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +73,12 @@ class Optim:
     """AdamW and its schedules."""
 
     base_lr: float
-    """Peak learning rate at a batch of 256; scaled linearly with `train.batch_size`."""
+    """Peak learning rate before `lr_rule`."""
+    lr_rule: schedule.Rule = "linear"
+    """How the peak follows `train.batch_size`: linear (over 256, DINO), sqrt (of it over 1024,
+    DINOv2), absolute (not at all)."""
+    lr_factor: float = 1.0
+    """Multiplies the peak; the paper's second phase halves it."""
     min_lr: float
     """Learning rate at the end."""
     warmup_epochs: float
@@ -178,11 +89,19 @@ class Optim:
     """Weight decay at the end, reached by a cosine."""
     clip_norm: float
     """Largest gradient norm of each parameter tensor; 0 switches clipping off."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it, see `layers`; 1: none."""
+    patch_embed_lr: float = 1.0
+    """Factor of the learning rate of the patch embedding, on top (DINOv2: 0.2); 1: none."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            _check(value >= 0, f"optim.{field.name} is {value}", "0 or more")
+            if isinstance(value, float):
+                _check(value >= 0, f"optim.{field.name} is {value}", "0 or more")
+        for name in ("layer_decay", "patch_embed_lr"):
+            value = getattr(self, name)
+            _check(0 < value <= 1, f"optim.{name} is {value}", "above 0, up to 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +129,9 @@ class Train:
     """Steps called an epoch by the other settings; patches are endless, epochs are a convention."""
     batch_size: int
     """Patches a step, over all processes."""
+    device_batch: int = 0
+    """Patches that a process takes at once at most; it accumulates over a larger share of the
+    batch, see `share`. 0: no bound."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks: auto is bf16 autocast on CUDA, fp32 elsewhere."""
     compile: bool = False
@@ -258,7 +180,7 @@ class Train:
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}", "1 or more")
         _check(0 <= self.max_failed <= 1, f"train.max_failed is {self.max_failed}", "0 to 1")
         free = ("distinct_patches", "export_every", "probe_patches", "watch_every", "seed")
-        for name in (*free, "max_nonfinite", "keep_checkpoints"):
+        for name in (*free, "device_batch", "max_nonfinite", "keep_checkpoints"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
         _check(self.watch_images > 0, f"train.watch_images is {self.watch_images}", "1 or more")
         _check(
@@ -274,10 +196,13 @@ class Recipe:
 
     name: str
     """What `model.json` and reports call the recipe."""
-    model: Model
+    phase: int = 1
+    """1, or 2 for the paper's second: frozen sections come in, the peak learning rate is halved."""
+    model: sections.Model
+    start: sections.Start = sections.Start()
     data: draw.SampleConfig
-    crops: Crops
-    augment: Augment
+    crops: sections.Crops
+    augment: sections.Augment
     head: Head
     loss: Loss
     optim: Optim
@@ -291,6 +216,13 @@ class Recipe:
             f"{self.train.steps} steps",
             "--set optim.warmup_epochs=0",
         )
+        side_px = self.crops.largest_px
+        _check(
+            side_px <= self.data.size_px,
+            f"data.size_px is {self.data.size_px}, less than the {side_px} px that a view with "
+            "crops.context_scale may take",
+            f"--set data.size_px={side_px}",
+        )
 
     @property
     def warmup_steps(self) -> int:
@@ -300,16 +232,89 @@ class Recipe:
     @property
     def peak_lr(self) -> float:
         """Learning rate after the warmup."""
-        return schedule.scaled_lr(self.optim.base_lr, self.train.batch_size)
+        optim = self.optim
+        return optim.lr_factor * schedule.scaled_lr(
+            optim.base_lr, self.train.batch_size, optim.lr_rule
+        )
+
+    @property
+    def peak_lr_words(self) -> str:
+        """How the learning rate after the warmup comes about."""
+        optim = self.optim
+        factors = [f"base {optim.base_lr:g}"]
+        if optim.lr_rule != "absolute":
+            factors.append(schedule.RULES[optim.lr_rule].format(self.train.batch_size))
+        if optim.lr_factor != 1:
+            factors.append(f"{optim.lr_factor:g}")
+        return f"peak lr {self.peak_lr:g} = {' x '.join(factors)}"
 
 
-def load(name: str, assignments: Sequence[str] = ()) -> Recipe:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Length:
+    """How long a recipe trains in the paper's words: table `length` of its TOML.
+
+    `load` turns it into steps by the batch, so that a smaller batch sees as many patches;
+    `train.steps` and `train.steps_per_epoch` win where they are given.
+    """
+
+    epochs: float
+    """Epochs of the whole run."""
+    patches_per_epoch: int
+    """Patches called an epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patches_per_epoch"):
+            _check(getattr(self, name) > 0, f"length.{name} is {getattr(self, name)}", "above 0")
+
+    def steps(self, batch_size: int) -> tuple[int, int]:
+        """Steps of the run, and of an epoch."""
+        per_epoch = max(1, round(self.patches_per_epoch / batch_size))
+        return max(1, round(self.epochs * per_epoch)), per_epoch
+
+
+def load(name: str, assignments: Sequence[str] = (), phase: int | None = None) -> Recipe:
     """Read a preset by name, or a TOML file by path, with `a.b=value` assignments on top.
 
+    Args:
+        name: of the preset or file.
+        assignments: as `--set` takes them; the last word on every setting.
+        phase: 2 lays the recipe's table `phase2` over it; None: as the recipe says.
+
     Raises:
-        errors.UsageError: no such recipe, unknown setting, or a value that makes no sense.
+        errors.UsageError: no such recipe, unknown setting, a value that makes no sense, or a second
+            phase without the run to start from.
     """
-    return config.build(Recipe, config.overlay(config.loads(_text(name), name), assignments))
+    tree = config.overlay(config.loads(_text(name), name), ())
+    second = tree.pop("phase2", None)
+    if phase not in (None, tree.get("phase", 1)):
+        tree = config.merge(tree, _second(name, second, phase))
+        if not any(text.partition("=")[0].strip() == "model.init" for text in assignments):
+            raise errors.UsageError(
+                "The second phase goes on from the run of the first.", "--phase 2 --init run1/"
+            )
+    return config.build(Recipe, _timed(config.overlay(tree, assignments)))
+
+
+def _second(name: str, changes: Any, phase: int | None) -> dict[str, Any]:
+    """The table `phase2` of a recipe, if that is what was asked for and there is one."""
+    if phase != 2:
+        raise errors.UsageError(f"There is no phase {phase}.", "--phase 1 or --phase 2")
+    if not isinstance(changes, dict):
+        raise errors.UsageError(f"The recipe {name} has no second phase.", "leave --phase out")
+    return {**changes, "phase": 2}
+
+
+def _timed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with steps in the place of epochs."""
+    train = tree.get("train")
+    if "length" not in tree or not isinstance(train, dict):
+        return tree
+    length = config.build(Length, tree.pop("length"), "length.")
+    batch_size = train.get("batch_size")
+    if isinstance(batch_size, int) and batch_size > 0:
+        steps, per_epoch = length.steps(batch_size)
+        train = {"steps": steps, "steps_per_epoch": per_epoch, **train}
+    return {**tree, "train": train}
 
 
 def presets() -> list[str]:
@@ -333,8 +338,3 @@ def _text(name: str) -> str:
 
 def _names() -> str:
     return ", ".join(presets())
-
-
-def _check(holds: bool, message: str, hint: str) -> None:
-    if not holds:
-        raise errors.UsageError(f"Setting {message}.", hint)

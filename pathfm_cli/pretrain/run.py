@@ -14,7 +14,7 @@ from typing import Any
 
 from pathfm_cli import artifacts, config, errors
 from pathfm_cli.data import cohort
-from pathfm_cli.pretrain import folder, launch, recipe, stop
+from pathfm_cli.pretrain import folder, launch, recipe, share, stop
 
 INPUTS = ("tissue", "patches")
 """Kinds of artifact a run reads: tissue for an endless stream, patches for a fixed set."""
@@ -28,8 +28,12 @@ class Machine:
     """Processes, one per device; 0: one per CUDA device, or one on the CPU."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    accumulate: int = 0
+    """Parts that each process takes its share of the batch in, see `share`; 0 chooses."""
     workers: int = 0
     """Processes that read patches, per training process; 0 chooses."""
+    patch_cache: Path | None = None
+    """Folder on a local disk for the pixels of distinct patches, see `data.held`."""
     nodes: launch.Nodes = launch.ALONE
     """The machines of the run, of which this is one."""
     quiet: bool = False
@@ -42,7 +46,8 @@ class Size:
 
     parameters: int
     """Of the encoder."""
-    processes: int
+    share: share.Share
+    """Of the batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,17 +69,17 @@ def check(
         errors.OutputClash: the folder holds something else.
         errors.PathfmError: as `watch.check`.
     """
-    from pathfm_cli.pretrain import networks, watch
+    from pathfm_cli.pretrain import networks, origin, watch
 
     if overwrite and machine.nodes.count > 1:
         raise errors.UsageError(
             "With several nodes, one could overwrite what another reads.", f"rm -r {run}"
         )
+    origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
     processes = launch.processes(machine.processes, machine.device) * machine.nodes.count
-    check_batch(settings, processes)
     watch.check(settings)
-    return Size(networks.count(settings), processes)
+    return Size(networks.count(settings), shared(settings, machine, processes))
 
 
 def pretrain(
@@ -110,7 +115,7 @@ def pretrain(
         rank(source, run, settings, header, machine, overwrite=overwrite)
     else:
         processes = launch.processes(machine.processes, machine.device)
-        check_batch(settings, processes * machine.nodes.count)
+        shared(settings, machine, processes * machine.nodes.count)
         with _resolved(run, header, settings, machine.nodes, overwrite=overwrite) as resolved:
             arguments = worker_arguments(source, run, resolved, machine)
             report = _reporter(run, settings, progress)
@@ -133,8 +138,15 @@ def rank(
 
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(place.join(machine.device))
-        check_batch(settings, here.world_size)
-        job = book.Job(Path(source), run, header, settings, _readers(machine, here.device.type))
+        job = book.Job(
+            Path(source),
+            run,
+            header,
+            settings,
+            _readers(machine, here.device.type),
+            shared(settings, machine, here.world_size).parts,
+            machine.patch_cache,
+        )
         if here.leads:
             stack.enter_context(folder.lock(run))
             folder.prepare(run, header, settings, overwrite=overwrite)
@@ -155,24 +167,22 @@ def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifac
     parent = artifacts.read_header(source, *INPUTS)
     cohort.require_usable(parent, source)
     parents = [f"{parent.kind}:{parent.id}"]
-    start = Path(settings.model.init)
-    if start.exists():
-        parents.append(f"weights:{_digest(artifacts.resolve(start))}")
+    from pathfm_cli.pretrain import origin
+
+    parents += [f"weights:{_digest(path)}" for path in origin.sources(settings)]
     return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=_values(settings))
 
 
-def check_batch(settings: recipe.Recipe, processes: int) -> None:
-    """See that the batch can be shared out evenly.
+def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.Share:
+    """How the batch is shared here.
 
     Raises:
-        errors.UsageError: it cannot.
+        errors.UsageError: it cannot be shared evenly.
     """
-    batch_size = settings.train.batch_size
-    if batch_size % processes:
-        raise errors.UsageError(
-            f"A batch of {batch_size} patches cannot be shared by {processes} processes.",
-            f"--set train.batch_size={(batch_size // processes + 1) * processes}",
-        )
+    train = settings.train
+    return share.share(
+        train.batch_size, processes, device_batch=train.device_batch, parts=machine.accumulate
+    )
 
 
 @contextlib.contextmanager
@@ -201,7 +211,14 @@ def worker_arguments(
 ) -> list[str]:
     """The command line of `pathfm_cli.pretrain.worker` for this run and its recipe's file."""
     quiet = ["--quiet"] if machine.quiet else []
-    options = {"recipe": resolved, "device": machine.device, "workers": machine.workers}
+    options: dict[str, Any] = {
+        "recipe": resolved,
+        "device": machine.device,
+        "accumulate": machine.accumulate,
+        "workers": machine.workers,
+    }
+    if machine.patch_cache is not None:
+        options["patch-cache"] = machine.patch_cache
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [os.fspath(source), os.fspath(run), *flags, *quiet]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,24 @@ class EpochRamp:
         return self.start + (self.end - self.start) * epoch / max(self.epochs - 1, 1)
 
 
-def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """DINO's linear rule: base learning rate times the global batch size over 256."""
+Rule = Literal["linear", "sqrt", "absolute"]
+
+RULES: dict[Rule, str] = {
+    "linear": "batch {} / 256",
+    "sqrt": "sqrt(batch {} / 1024)",
+    "absolute": "1",
+}
+"""What the rules of `scaled_lr` multiply by, in words."""
+
+
+def scaled_lr(base_lr: float, batch_size: int, rule: Rule = "linear") -> float:
+    """Learning rate of a global batch.
+
+    linear: times the batch over 256 (DINO, `main_dino.py`). sqrt: times the square root of the
+    batch over 1024 (DINOv2, `scaling_rule: sqrt_wrt_1024`). absolute: as it is.
+    """
+    if rule == "absolute":
+        return base_lr
+    if rule == "sqrt":
+        return base_lr * math.sqrt(batch_size / 1024)
     return base_lr * batch_size / 256

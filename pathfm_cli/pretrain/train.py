@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pathfm_cli import errors
 from pathfm_cli.data import stream
-from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, watch
+from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, share, watch
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -34,9 +34,10 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
     ledger.pause(watcher.look(first, method))
     for batch in ledger.timed(batches(job, here, first)):
         pixels = batch.pixels.to(here.device, non_blocking=True)
-        views = augment.crops(job.settings, pixels, batch.indices.numpy())
-        watcher.show(ledger.step, views)
-        outcome = method.step(ledger.step, views, measure=ledger.next_is_logged)
+        watcher.show(ledger.step, pixels, batch.indices.numpy())
+        views = augment.parts(job.settings, pixels, batch.indices.numpy(), job.parts)
+        logged = ledger.next_is_logged
+        outcome = method.step_in_parts(ledger.step, views, job.parts, measure=logged)
         ledger.count(method, outcome, batch)
         stopped = here.any(stopping())
         if not stopped or ledger.step == settings.steps:
@@ -74,6 +75,7 @@ def batches(job: book.Job, here: place.Place, first: int) -> Iterator[stream.Bat
         policy=settings.level,
         idct=settings.idct,
         pin=here.device.type == "cuda",
+        pixels=job.patch_cache,
     )
 
 
@@ -81,11 +83,7 @@ def _announce(job: book.Job, here: place.Place, first: int) -> None:
     """Say on the log what is about to happen."""
     if here.leads:
         settings = job.settings
-        log.info(
-            "peak lr %g = base %g x batch %d / 256",
-            settings.peak_lr,
-            settings.optim.base_lr,
-            settings.train.batch_size,
-        )
+        split = share.share(settings.train.batch_size, here.world_size, parts=job.parts)
+        log.info("%s; %s", settings.peak_lr_words, split)
         where = f"{here.world_size} x {here.device.type}"
         log.info("steps %d to %d on %s", first, settings.train.steps, where)

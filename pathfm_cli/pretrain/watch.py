@@ -79,11 +79,13 @@ class Watch:
         self._here.wait()
         return time.perf_counter() - start
 
-    def show(self, step: int, crops: list[torch.Tensor]) -> None:
-        """Keep a picture of the views of the run's first batch."""
+    def show(self, step: int, pixels_BSSC: torch.Tensor, indices_B: npt.NDArray[np.int64]) -> None:
+        """Keep a picture of views of the run's first patches, as `augment.crops` makes them."""
         target = self._job.run / folder.CROPS
         if self._log is not None and step == 0 and not target.exists():
-            sheets.crops(crops, target)
+            few = slice(sheets.PATCHES)
+            views = augment.crops(self._job.settings, pixels_BSSC[few], indices_B[few])
+            sheets.crops(views, target)
 
     def close(self) -> None:
         """Write the table of all looks."""

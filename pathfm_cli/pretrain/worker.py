@@ -22,9 +22,14 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(stream=sys.stderr, format="pathfm: %(message)s")
     if os.environ.get("RANK", "0") == "0" and not options.quiet:
         logging.getLogger("pathfm").setLevel(logging.INFO)
-    machine = run.Machine(device=options.device, workers=options.workers)
+    machine = run.Machine(
+        device=options.device,
+        accumulate=options.accumulate,
+        workers=options.workers,
+        patch_cache=options.patch_cache,
+    )
     try:
-        settings = recipe.load(options.recipe, options.set)
+        settings = recipe.load(options.recipe, options.set, options.phase)
         header = run.identity(options.source, settings)
         if not folder.inspect(options.run, header, overwrite=False):
             run.rank(options.source, options.run, settings, header, machine)
@@ -42,7 +47,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--recipe", required=True, help="name of a preset, or a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    parser.add_argument("--phase", type=int)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--accumulate", type=int, default=0)
+    parser.add_argument("--patch-cache", type=Path)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_args(arguments)

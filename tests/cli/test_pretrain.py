@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def test_a_run_ends_with_its_record_and_files(finished):
     record = json.loads(done.stdout)
     assert (record["kind"], record["path"]) == ("checkpoint", str(run / "teacher.safetensors"))
     assert record["metrics"]["step"] == 8
-    assert "peak lr 6.25e-05 = base 0.004 x batch 4 / 256" in done.stderr
+    decided = "peak lr 6.25e-05 = base 0.004 x batch 4 / 256; batch 4 = 1 process x 1 part x 4"
+    assert decided in done.stderr
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {
         *("run.json", "config.toml", "patches.parquet", "metrics.jsonl", "metrics.parquet"),
@@ -105,6 +107,45 @@ def test_two_ranks_train_as_one(finished, tissue, folder):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two["teacher_entropy"] == pytest.approx(one["teacher_entropy"], rel=1e-4)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+
+
+def test_a_batch_in_parts_of_slides_that_meet_a_condition(finished, tissue, folder):
+    """The one slide meets it, so the patches are the same; two parts change only the rounding."""
+    run = folder / "parts"
+    choice = ["--where", "vendor == 'aperio' and mpp < 1", "--accumulate", 2]
+    done = pathfm("pretrain", tissue, "--recipe", "tiny", *micro(), *choice, "-o", run)
+    assert done.returncode == 0, done.stderr
+    assert "batch 4 = 1 process x 2 parts x 2" in done.stderr
+    assert "where = \"vendor == 'aperio' and mpp < 1\"" in (run / "config.toml").read_text()
+    for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_the_second_phase_goes_on_from_a_run(finished, tissue, folder):
+    """Half the peak, heads and student of the first run, and its weights in the parents."""
+    recipe = folder / "two.toml"
+    tiny = resources.files("pathfm_cli.pretrain.recipes") / "tiny.toml"
+    second = [
+        *("[phase2.start]", 'student = "own"', 'heads = "keep"', 'centre = "keep"'),
+        *("[phase2.optim]", "lr_factor = 0.5", "warmup_epochs = 0.0"),
+    ]
+    recipe.write_text("\n".join([tiny.read_text(), *second]))
+    run = folder / "phase2"
+    cached = ["--distinct-patches", 8, "--patch-cache", folder / "pixels"]
+    arguments = ["pretrain", tissue, "--recipe", recipe, *micro(), "--phase", 2, *cached]
+    done = pathfm(*arguments, "--init", finished[0], "-o", run)
+    assert done.returncode == 0, done.stderr
+    assert "peak lr 3.125e-05 = base 0.004 x batch 4 / 256 x 0.5" in done.stderr
+    assert f"first weights: {finished[0]}" in done.stderr
+    assert metrics(run)[0]["lr"] == pytest.approx(3.125e-5)
+    identity = json.loads((run / "run.json").read_text())
+    assert [parent.partition(":")[0] for parent in identity["parents"]].count("weights") > 4
+    (pixels,) = (folder / "pixels").iterdir()
+    assert pixels.stat().st_size == 8 * (48 * 48 * 3 + 4)
+    without = pathfm(*arguments, "-o", folder / "none")
+    refused(without, 2, "goes on from the run of the first", "--phase 2 --init run1/")
+    gone = pathfm(*arguments, "--init", "gone/", "-o", folder / "none")
+    refused(gone, 3, "gone/, to start from, does not exist", "the path of a run or checkpoint")
 
 
 def test_sigterm_leaves_75_and_the_same_command_goes_on(tissue, folder):
@@ -287,6 +328,10 @@ def refused(done, code, message, hint):
             ["--recipe", "tiny", "--overwrite", "--nnodes", "2", "--rdzv-endpoint", "a:1"],
             *("one could overwrite", "rm -r "),
         ),
+        (["--recipe", "tiny", "--phase", "2"], "no second phase", "leave --phase out"),
+        (["--recipe", "tiny", "--where", "stain ="], "cannot be read", "--where"),
+        (["--recipe", "tiny", "--subset", "0"], "subset 0.0 is no share", "--subset 0.1"),
+        (["--recipe", "tiny", "--accumulate", "3"], "cannot be taken in 3 parts", "--accumulate 2"),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
     ],
 )

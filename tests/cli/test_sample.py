@@ -46,6 +46,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_weights_of_mpp_and_a_condition(made: Path) -> None:
+    choice = [
+        "--mpp",
+        "0.5,1",
+        "--mpp-weights",
+        "0,1",
+        "--where",
+        "stain == None",
+        "--subset",
+        "0.5",
+    ]
+    done = pathfm("sample", "t.parquet", "--n", "8", *choice, "-o", "w.parquet", cwd=made)
+    assert done.returncode == 0, done.stderr
+    frame = pl.read_parquet(made / "w.parquet")
+    assert frame["mpp"].to_list() == [1.0] * 8
+    settings = artifacts.read_header(made / "w.parquet").settings
+    assert (settings["where"], settings["subset"]) == ("stain == None", 0.5)
+
+
 def test_it_prints_the_handle_and_writes_what_was_asked_for(made: Path) -> None:
     record = json.loads((made / "stdout").read_text())
     assert record == {
@@ -127,10 +146,22 @@ WRONG = {
         "Name either a number of random patches or a grid.",
         "--n 1000, or --grid",
     ),
+    "a condition that no slide meets": (
+        ["t.parquet", "--n", "5", "--where", "vendor == 'zeiss'", "-o", "x.parquet"],
+        2,
+        "None of the 1 slides meets \"vendor == 'zeiss'\".",
+        "vendor holds aperio",
+    ),
+    "weights that are no numbers": (
+        ["t.parquet", "--n", "5", "--mpp", "0.5,1", "--mpp-weights", "1,x", "-o", "x.parquet"],
+        2,
+        "--mpp-weights 1,x is no list of numbers.",
+        "a number for each --mpp: --mpp-weights 1,2,2,1",
+    ),
     "a grid with a seed": (
         ["t.parquet", "--grid", "--seed", "2", "-o", "x.parquet"],
         2,
-        "A grid takes every slide: it has no seed, strategy or weights.",
+        "A grid takes every cell: it has no seed, strategy or weights.",
         "--n 1000",
     ),
     "more patches than a file holds": (

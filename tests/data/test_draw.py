@@ -3,7 +3,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -266,36 +265,27 @@ def test_all_weights_zero_and_a_bad_seed(make_tissue: MakeTissue, ring) -> None:
         draw.Sampler(table, ALONE, -1)
 
 
-def patches_table(slides: list[str], known: list[str]) -> artifacts.Table:
-    n = len(slides)
-    frame = pl.DataFrame(
-        {
-            "slide": pl.Series(slides, dtype=pl.String),
-            "x_px0": [float(10 * i) for i in range(n)],
-            "y_px0": [1.5] * n,
-            "mpp": [0.5] * n,
-            "size_px": [64] * n,
-            "tissue_fraction": [0.75] * n,
-        }
-    )
-    attached = pl.DataFrame({"slide": known, "error": ["bad", *[None] * (len(known) - 1)]})
-    header = artifacts.Header(kind="patches")
-    return artifacts.Table(frame, header, Path("p.parquet"), {"slides": attached})
+def test_slides_that_take_no_part_are_never_drawn(make_tissue: MakeTissue, ring) -> None:
+    stains = ["HE", "IHC", "HE", "HE"]
+    table = make_tissue(*((f"s{n}", ring, 0.5, 1000) for n in range(4)), kind=stains)
+    only = draw.SampleConfig(mpp=(0.5,), size_px=64, where="kind == 'HE'")
+    assert {patch.slide for patch in draws(table, only, 60)} == {0, 2, 3}
+    half = draw.SampleConfig(mpp=(0.5,), size_px=64, where="kind == 'HE'", subset=0.5)
+    assert len({patch.slide for patch in draws(table, half, 60)}) == 2
+    everything = draw.SampleConfig(mpp=(0.5,), size_px=64, where="mpp == 0.5")
+    assert draws(table, everything, 20) == draws(table, ALONE, 20)
 
 
-def test_fixed_patches_come_in_turn_and_know_their_slides() -> None:
-    fixed = draw.Fixed(patches_table(["b", "c", "b"], ["a", "b", "c"]), seed=0)
-    assert len(fixed) == 3
-    assert fixed.draw(0) == draw.Patch(0, 0, 0.0, 1.5, 0.5, 64, 0.75)
-    assert fixed.draw(4) == draw.Patch(4, 1, 10.0, 1.5, 0.5, 64, 0.75)
-    others = {fixed.draw(0, attempt).x_px0 for attempt in range(1, 20)}
-    assert others == {0.0, 10.0, 20.0}
+def test_a_subset_that_gives_nothing_is_refused(make_tissue: MakeTissue, ring) -> None:
+    table = make_tissue(("a", ring, 0.5, 1000), ("b", ring, 8.0, 100), fine=[True, False])
+    with pytest.raises(errors.UsageError, match="b at mpp 0.5: the scan is too coarse"):
+        draw.Sampler(table, draw.SampleConfig(mpp=(0.5,), size_px=64, where="not fine"), 0)
 
 
-@pytest.mark.parametrize("slides", [[], ["nowhere"], ["a"]])
-def test_fixed_patches_need_rows_and_readable_slides(slides: list[str]) -> None:
-    with pytest.raises(errors.InputError, match="p.parquet has no patches"):
-        draw.Fixed(patches_table(slides, ["a", "b"]), seed=0)
+@pytest.mark.parametrize("subset", [0.0, 1.5, float("nan")])
+def test_a_subset_is_a_share(subset: float) -> None:
+    with pytest.raises(errors.UsageError, match="is no share above 0"):
+        draw.SampleConfig(mpp=(0.5,), subset=subset)
 
 
 def test_many_draws_a_second(make_tissue: MakeTissue, ring) -> None:

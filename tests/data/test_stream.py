@@ -15,6 +15,7 @@ from tissues import MakeTissue
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, draw, finders, index, mask, sample, stream, windows
+from pathfm_cli.wsi import pyramid
 
 CONFIG = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
 
@@ -151,6 +152,32 @@ def test_pinned_batches_keep_their_values(
     )
     assert same(read(demo_tissue, pin=True), read(demo_tissue))
     assert pinned.count((4, 64, 64, 3)) == 3 and len(pinned) == 15
+
+
+def test_held_pixels_are_read_once_and_are_the_same(demo_tissue: Path, tmp_path: Path, monkeypatch):
+    plain = read(demo_tissue, distinct=5)
+    asked: list[int] = []
+    original = pyramid.Reader.read_patches
+
+    def counting(self, requests, pool):
+        asked.append(len(requests))
+        return original(self, requests, pool)
+
+    monkeypatch.setattr(pyramid.Reader, "read_patches", counting)
+    first = read(demo_tissue, distinct=5, pixels=tmp_path)
+    assert sum(asked) == 5, "twelve patches, five distinct ones"
+    again = read(demo_tissue, distinct=5, pixels=tmp_path, first_step=0)
+    assert sum(asked) == 5 and same(plain, first) and same(plain, again)
+    read(demo_tissue, distinct=6, pixels=tmp_path)
+    assert sum(asked) == 6, "more distinct patches begin with the same ones"
+    list(
+        stream.batches(
+            demo_tissue, CONFIG, 8, batch_size=4, first_step=0, steps=1, distinct=4, pixels=tmp_path
+        )
+    )
+    assert sum(asked) == 10, "another seed draws others"
+    with pytest.raises(errors.UsageError, match="endless stream has no pixels to keep"):
+        read(demo_tissue, pixels=tmp_path)
 
 
 def test_distinct_patches_come_round_again_under_new_indices(demo_tissue: Path) -> None:

@@ -1,5 +1,7 @@
 """The batched augmentation against torchvision's functions applied to one view at a time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,39 @@ def test_pixels_are_scaled_to_minus_one_to_one(pixels):
     torch.testing.assert_close(parts[0], torch.ones_like(parts[0]))
     black = augment.crops(settings, torch.zeros_like(pixels), np.arange(12))
     torch.testing.assert_close(black[0], -torch.ones_like(parts[0]))
+
+
+def test_turns_come_after_the_crop(settings, pixels):
+    """Without colour changes a turned view is the plain one, turned."""
+    off = {"jitter": 0.0, "grey": 0.0, "blur_first": 0.0, "blur_second": 0.0, "blur_local": 0.0}
+    quiet = dataclasses.replace(settings.augment, **off, solarise_second=0.0)
+    plain = dataclasses.replace(settings, augment=quiet)
+    turned = dataclasses.replace(settings, augment=dataclasses.replace(quiet, rot90=0.75))
+    indices = np.arange(12)
+    drawn = views.parameters(turned, indices, 80)
+    assert set(drawn.turns[:, :2].ravel()) == {0, 1, 2, 3}
+    before, after = (augment.crops(s, pixels, indices)[0] for s in (plain, turned))
+    for place, turns in enumerate(drawn.turns[:, :2].T.ravel()):
+        expected = np.rot90(before[place].numpy(), turns, axes=(1, 2))
+        np.testing.assert_allclose(after[place].numpy(), expected, atol=1e-6)
+
+
+def test_stains_change_with_parameters_of_each_view(settings, pixels):
+    off = {"jitter": 0.0, "grey": 0.0, "blur_first": 0.0, "blur_second": 0.0, "blur_local": 0.0}
+    quiet = dataclasses.replace(settings.augment, **off, solarise_second=0.0)
+    plain = dataclasses.replace(settings, augment=quiet)
+    stains = dataclasses.replace(settings, augment=dataclasses.replace(quiet, hed=0.6))
+    indices = np.arange(12)
+    drawn = views.parameters(stains, indices, 80)
+    before, after = (augment.crops(s, pixels, indices)[1] for s in (plain, stains))
+    vectors = np.array([(0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for place in range(len(before)):
+        v, b = divmod(place, 12)
+        light = (before[place].numpy().astype(np.float64) + 1) / 2
+        if drawn.hed[b, v + 2]:
+            density = -np.log(np.maximum(light, 1 / 255)).transpose(1, 2, 0)
+            amounts = density @ np.linalg.inv(vectors)
+            amounts = amounts * drawn.hed_factor[b, v + 2] + drawn.hed_shift[b, v + 2]
+            light = np.clip(np.exp(-amounts @ vectors), 0, 1).transpose(2, 0, 1)
+        np.testing.assert_allclose((after[place].numpy() + 1) / 2, light, atol=5e-6)

@@ -1,5 +1,6 @@
 """Batched colour operations against torchvision, image by image."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,3 +53,35 @@ def test_grey_and_solarise_equal_torchvision(images):
     pixels = torch.arange(256, dtype=torch.uint8).repeat(1, 3, 1, 1)
     ours = colour.solarise(pixels.float() / 255) * 255
     torch.testing.assert_close(ours.round().to(torch.uint8), functional.solarize(pixels, 128))
+
+
+STAINS = {
+    "haematoxylin": (0.65, 0.70, 0.29),
+    "eosin": (0.07, 0.99, 0.11),
+    "dab": (0.27, 0.57, 0.78),
+}
+
+
+def stained(**amounts):
+    """Light through stains of these amounts, float64, by Lambert and Beer."""
+    density = np.zeros(3)
+    for name, amount in amounts.items():
+        density += amount * np.array(STAINS[name]) / np.linalg.norm(STAINS[name])
+    return np.exp(-density)
+
+
+def test_hed_changes_each_stain_apart():
+    before = stained(haematoxylin=0.5, eosin=0.8)
+    images = torch.tensor(np.stack([before, before]), dtype=torch.float32)[:, :, None, None]
+    factor = torch.tensor([[2.0, 1.0, 1.0], [1.0, 0.5, 1.0]])
+    shift = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.2]])
+    after = colour.hed(images, factor, shift)[:, :, 0, 0].numpy()
+    np.testing.assert_allclose(after[0], stained(haematoxylin=1.0, eosin=0.8), atol=1e-6)
+    expected = stained(haematoxylin=0.6, eosin=0.4, dab=0.2)
+    np.testing.assert_allclose(after[1], expected, atol=1e-6)
+
+
+def test_hed_without_a_change_keeps_all_but_the_darkest(images):
+    same = colour.hed(images, torch.ones(6, 3), torch.zeros(6, 3))
+    torch.testing.assert_close(same, images.clamp(min=1 / 255), atol=2e-6, rtol=0)
+    assert same.isfinite().all()

@@ -27,7 +27,7 @@ def reference(settings, steps):
     )
     centre, losses = torch.zeros(1, 64), []
     for step in range(steps):
-        total, warmup, peak = 12, 3, 4e-3 * 4 / 256
+        total, warmup, peak = 20, 3, 4e-3 * 4 / 256
         if step < warmup:
             lr = peak * step / (warmup - 1)
         else:
@@ -69,11 +69,11 @@ def reference(settings, steps):
     return losses, student, teacher, centre
 
 
-def test_twelve_steps_equal_the_reference_loop(micro):
-    settings = micro("model.drop_path_rate=0.0")
-    losses, student, teacher, centre = reference(settings, 12)
+def test_twenty_steps_equal_the_reference_loop(micro):
+    settings = micro("model.drop_path_rate=0.0", "train.steps=20")
+    losses, student, teacher, centre = reference(settings, 20)
     method = dino.Dino(settings, HERE)
-    ours = [method.step(step, crops(step)).loss.item() for step in range(12)]
+    ours = [method.step(step, crops(step)).loss.item() for step in range(20)]
     assert ours == pytest.approx(losses, rel=1e-5)
     assert len({round(loss, 3) for loss in losses}) > 6, "the losses must move"
     for ours_, theirs in ((method.student, student), (method.teacher, teacher)):
@@ -82,6 +82,66 @@ def test_twelve_steps_equal_the_reference_loop(micro):
             atol = 1e-4 if name.endswith("qkv.bias") else 2e-6
             torch.testing.assert_close(ours_.state_dict()[name], expected, atol=atol, rtol=1e-4)
     torch.testing.assert_close(method.centre.centre_K, centre[0], atol=1e-6, rtol=1e-4)
+
+
+def in_parts(crops_, count):
+    """Views of each part of a batch; crops lie view by view, two global and two local ones."""
+    views = [images.unflatten(0, (2, -1)) for images in crops_]
+    size = views[0].shape[1] // count
+    for start in range(0, size * count, size):
+        yield [images[:, start : start + size].flatten(0, 1) for images in views]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_batch_in_parts_trains_as_a_whole_one(micro, count):
+    """Stochastic depth and centre included; only the order of additions differs."""
+    whole, parted = (dino.Dino(micro("loss.freeze_last_layer_epochs=0"), HERE) for _ in range(2))
+    for step in range(4):
+        one = whole.step(step, crops(step))
+        two = parted.step_in_parts(step, in_parts(crops(step), count), count)
+        assert two.loss.item() == pytest.approx(one.loss.item(), rel=1e-6)
+        assert two.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-5)
+        for name in ("entropy", "marginal_entropy"):
+            values = (getattr(outcome.measures, name).item() for outcome in (one, two))
+            assert next(values) == pytest.approx(next(values), rel=1e-5)
+    torch.testing.assert_close(parted.centre.centre_K, whole.centre.centre_K, atol=1e-6, rtol=1e-5)
+    for name, expected in whole.teacher.state_dict().items():
+        atol = 1e-5 if name.endswith("qkv.bias") else 2e-6
+        torch.testing.assert_close(
+            parted.teacher.state_dict()[name], expected, atol=atol, rtol=1e-4
+        )
+
+
+def test_layers_near_the_pixels_learn_slower(micro):
+    """With two blocks and a decay of 0.5: what AdamW's first step moves, by its sign."""
+    slow = dino.Dino(
+        micro(
+            "optim.layer_decay=0.5",
+            "optim.patch_embed_lr=0.2",
+            "optim.lr_rule=absolute",
+            "optim.base_lr=1e-3",
+            "optim.warmup_epochs=0",
+            "optim.weight_decay=0.0",
+            "loss.freeze_last_layer_epochs=0",
+        ),
+        HERE,
+    )
+    before = {name: p.detach().clone() for name, p in slow.student.named_parameters()}
+    slow.step(0, crops(0))
+    moved = {
+        name: (p - before[name]).abs().max().item() for name, p in slow.student.named_parameters()
+    }
+    expected = {
+        "backbone.patch_embed.proj.weight": 1e-3 * 0.5**3 * 0.2,
+        "backbone.pos_embed": 1e-3 * 0.5**3,
+        "backbone.cls_token": 1e-3 * 0.5**3,
+        "backbone.blocks.0.mlp.fc1.weight": 1e-3 * 0.5**2,
+        "backbone.blocks.1.mlp.fc1.weight": 1e-3 * 0.5,
+        "backbone.norm.weight": 1e-3,
+        "head.mlp.0.weight": 1e-3,
+        "head.last_layer.weight_v": 1e-3,
+    }
+    assert {name: moved[name] for name in expected} == pytest.approx(expected, rel=0.01)
 
 
 def test_stochastic_depth_is_a_function_of_seed_and_step(micro):

@@ -19,15 +19,74 @@ def test_the_papers_preset():
     assert paper.model.init == "vit_small_patch16_224.dino"
 
 
-def test_every_number_of_the_papers_preset_names_its_source():
-    text = recipe._text("dino-vits16")
+PAPER = {
+    # facts of Tables I and VII and section IV-C: batch, steps an epoch, steps, peak lr of phase 1
+    "dino-vits16": ("vit_small_patch16_224.dino", 4 * 256, 1250, 125_000, 2.0e-4),
+    "dino-vits8": ("vit_small_patch8_224.dino", 4 * 64, 5000, 500_000, 5.0e-5),
+    "dino-vitb16": ("vit_base_patch16_224.dino", 4 * 128, 2500, 250_000, 1.5e-4),
+    "dino-vitb8": ("vit_base_patch8_224.dino", 8 * 32, 5000, 500_000, 5.0e-5),
+    "ablation-dino-vits16": ("vit_small_patch16_224.dino", 256, 5000, 500_000, 5.0e-4),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_batch_length_and_rate_of_the_papers_presets(name):
+    arch, batch, per_epoch, steps, peak = PAPER[name]
+    settings = recipe.load(name)
+    assert settings.model.arch == arch
+    assert settings.model.init == ("scratch" if name.startswith("ablation") else arch)
+    train = settings.train
+    assert (train.batch_size, train.steps_per_epoch, train.steps) == (batch, per_epoch, steps)
+    assert settings.peak_lr == pytest.approx(peak)
+    assert (settings.crops.local_count, settings.phase) == (8, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("ablation")])
+def test_the_second_phase_halves_the_peak_and_goes_on(name):
+    first = recipe.load(name)
+    second = recipe.load(name, ["model.init=run1"], phase=2)
+    assert second.peak_lr == pytest.approx(PAPER[name][-1] / 2)
+    assert (second.phase, second.model.init, second.start.heads) == (2, "run1", "keep")
+    assert (first.phase, first.start.heads, second.train) == (1, "fresh", first.train)
+    again = recipe.load(name, ["model.init=run1", "optim.base_lr=1e-3"], phase=2)
+    assert again.peak_lr == pytest.approx(1e-3 * first.train.batch_size / 256 / 2)
+
+
+def test_a_smaller_batch_sees_as_many_patches():
+    smaller = recipe.load("dino-vits16", ["train.batch_size=256"])
+    assert (smaller.train.steps, smaller.train.steps_per_epoch) == (500_000, 5_000)
+    assert smaller.peak_lr == pytest.approx(5e-5)
+    shorter = recipe.load("dino-vits16", ["length.epochs=20"])
+    assert (shorter.train.steps, shorter.train.steps_per_epoch) == (25_000, 1_250)
+    exact = recipe.load("dino-vits16", ["train.steps=60000", "train.batch_size=256"])
+    assert (exact.train.steps, exact.train.steps_per_epoch) == (60_000, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("rule", "peak", "words"),
+    [
+        ("linear", 0.002, "base 0.001 x batch 512 / 256"),
+        ("sqrt", 0.001 / 2**0.5, "base 0.001 x sqrt(batch 512 / 1024)"),
+        ("absolute", 0.001, "base 0.001"),
+    ],
+)
+def test_rules_of_the_learning_rate(rule, peak, words):
+    changes = ["train.batch_size=512", "optim.base_lr=1e-3", f"optim.lr_rule={rule}"]
+    settings = recipe.load("tiny", changes)
+    assert settings.peak_lr == pytest.approx(peak)
+    assert settings.peak_lr_words == f"peak lr {peak:g} = {words}"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_number_of_the_papers_presets_names_its_source(name):
+    text = recipe._text(name)
     table = ""
     for line in text.splitlines():
         if line.startswith("["):
             table = line
         elif "=" in line.partition("#")[0] and not line.startswith("name"):
-            sourced = any(word in line for word in ("dino:", "paper ", "ours")) or "dino" in table
-            assert sourced, line
+            words = ("dino:", "paper ", "ours", "released:")
+            assert any(word in line for word in words) or "dino" in table, line
 
 
 @pytest.mark.parametrize("name", recipe.presets())
@@ -50,7 +109,7 @@ def test_assignments_change_one_value():
     ("name", "assignment", "message", "hint"),
     [
         ("tinny", [], "no recipe 'tinny'", "did you mean tiny?"),
-        ("gone.toml", [], "no recipe file gone.toml", "presets: dino-vits16, tiny"),
+        ("gone.toml", [], "no recipe file gone.toml", "presets: ablation-dino-vits16, dino-vitb16"),
         ("tiny", ["train.stepps=3"], "Unknown setting train.stepps", "did you mean train.steps?"),
         ("tiny", ["train.steps=many"], "train.steps is 'many'", ""),
         ("tiny", ["train.steps=0"], "train.steps is 0", "1 or more"),
@@ -61,10 +120,32 @@ def test_assignments_change_one_value():
         ("tiny", ["ema.momentum=1.5"], "ema.momentum is 1.5", "0 to 1"),
         ("tiny", ["train.precision=fp16"], "train.precision is 'fp16'", "auto, fp32, bf16"),
         ("tiny", ["model.drop_path_rate=1.0"], "drop_path_rate is 1.0", "not including, 1"),
+        ("tiny", ["optim.lr_rule=cubic"], "optim.lr_rule is 'cubic'", "linear, sqrt, absolute"),
+        ("tiny", ["optim.layer_decay=1.5"], "optim.layer_decay is 1.5", "up to 1"),
+        ("tiny", ["start.moments=keep"], "start.moments is 'keep'", "--set start.student=own"),
+        ("tiny", ["start.centre=keep"], "start.centre is 'keep'", "--set start.heads=keep"),
+        ("tiny", ["crops.context_scale=[1.0, 1.5]"], "less than the 120 px", "data.size_px=120"),
+        ("tiny", ["augment.blur_chance=none"], "blur_chance is 'none'", "of-blur, of-none"),
+        ("dino-vits16", ["length.epochs=0"], "length.epochs is 0", "above 0"),
+        ("dino-vits16", ["length.epcohs=9"], "Unknown setting length.epcohs", "length.epochs"),
     ],
 )
 def test_wrong_recipes_are_usage_errors(name, assignment, message, hint):
     with pytest.raises(errors.UsageError) as caught:
         recipe.load(name, assignment)
     assert message in str(caught.value)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "message", "hint"),
+    [
+        ("tiny", 2, "tiny has no second phase", "leave --phase out"),
+        ("dino-vits16", 3, "no phase 3", "--phase 2"),
+        ("dino-vits16", 2, "goes on from the run of the first", "--phase 2 --init run1/"),
+    ],
+)
+def test_wrong_phases_are_usage_errors(name, phase, message, hint):
+    with pytest.raises(errors.UsageError, match=message) as caught:
+        recipe.load(name, [], phase)
     assert hint in caught.value.hint

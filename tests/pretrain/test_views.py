@@ -1,5 +1,7 @@
 """View parameters: pure in (seed, index), and of the distributions torchvision draws from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,43 @@ def test_choices_are_independent_of_each_other():
     ).astype(float)
     correlation = np.corrcoef(table) - np.eye(5)
     assert np.abs(correlation).max() < 0.06
+
+
+EXTRAS = ("augment.rot90=0.75", "augment.hed=0.5")
+
+
+def test_extras_move_no_other_number():
+    plain, more = drawn(range(50)), drawn(range(50), *EXTRAS)
+    for field in dataclasses.fields(views.Views):
+        if field.name not in ("turns", "hed", "hed_factor", "hed_shift"):
+            np.testing.assert_array_equal(getattr(plain, field.name), getattr(more, field.name))
+    assert not plain.turns.any() and not plain.hed.any()
+
+
+def test_extras_are_of_a_patch_alone_and_have_their_chances():
+    many = drawn(range(3000), *EXTRAS)
+    alone = drawn([77], *EXTRAS)
+    for name in ("turns", "hed", "hed_factor", "hed_shift"):
+        np.testing.assert_array_equal(getattr(alone, name)[0], getattr(many, name)[77])
+    turns = np.bincount(many.turns.ravel(), minlength=4) / many.turns.size
+    np.testing.assert_allclose(turns, [0.25] * 4, atol=0.01)
+    assert many.hed.mean() == pytest.approx(0.5, abs=0.01)
+    for values, low, high in ((many.hed_factor, 0.95, 1.05), (many.hed_shift, -0.05, 0.05)):
+        assert values.shape == (3000, 10, 3)
+        assert low <= values.min() < low + 0.001 and high - 0.001 < values.max() <= high
+        assert np.abs(np.corrcoef(values.reshape(-1, 3).T) - np.eye(3)).max() < 0.02
+
+
+def test_the_other_reading_of_a_blurs_chance():
+    many = drawn(range(4000), "augment.blur_chance=of-none")
+    blurred = (many.sigma_px > 0).mean(axis=0)
+    np.testing.assert_allclose(blurred, [0.0, 0.9, *[0.5] * 8], atol=0.03)
+
+
+def test_context_crops_keep_shape_and_scale():
+    many = drawn(range(2000), "crops.context_scale=[0.9, 1.1]")
+    np.testing.assert_array_equal(many.width_px, many.height_px)
+    assert many.width_px[:, 0].min() == round(0.9 * 224) and many.width_px[:, 0].max() == 246
+    assert many.width_px[:, 2:].min() == round(0.9 * 96) and many.width_px[:, 2:].max() == 106
+    right = many.left_px + many.width_px
+    assert many.left_px.min() == 0 and right.max() == 256, "they reach the edges"

@@ -1,0 +1,360 @@
+"""What a training starts from: weights of others, or a run of pathfm, beyond a random encoder.
+
+Of a file or a run also the projection heads, the student's own weights, the centre and AdamW's
+moments can be taken, see `sections.Start`. Layouts of foreign full checkpoints:
+
+DINO     `teacher`, `student`: `[module.]backbone.*`, `[module.]head.*`; `dino_loss` with `center`
+iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center`
+DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`
+
+Nothing is unpickled, see `model.files`. What of a file is not used is told on the log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.model import export, files, foreign, vit, weights
+from pathfm_cli.pretrain import folder, recipe, sections
+
+log = logging.getLogger("pathfm.pretrain")
+
+State = dict[str, torch.Tensor]
+
+SCRATCH = "scratch"
+_FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
+_HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
+_SECOND_HEAD = "last_layer2."
+_HEAD_NAMES = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+    "mlp.weight": "mlp.0.weight",
+    "mlp.bias": "mlp.0.bias",
+}
+"""Newer spellings of weight norm, and the perceptron of one layer, to those of `head.DinoHead`."""
+_CENTRES = ("dino_loss", "ibot_loss")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What a file or run holds, on the CPU, in its own names; None where it holds no such thing."""
+
+    name: str
+    foreign: bool
+    """Whether the names are not timm's already."""
+    encoder: Mapping[str, torch.Tensor]
+    """The teacher's, or the only one there is."""
+    beside: tuple[str, ...] = ()
+    """What else lies in the file."""
+    student: Mapping[str, torch.Tensor] | None = None
+    """The student's encoder."""
+    teacher_head: Mapping[str, torch.Tensor] | None = None
+    student_head: Mapping[str, torch.Tensor] | None = None
+    centre_K: torch.Tensor | None = None
+    moments: Mapping[str, torch.Tensor] | None = None
+    """As `optimiser.safetensors` of a checkpoint: `exp_avg.PARAMETER` and so on."""
+
+
+def check(settings: recipe.Recipe) -> None:
+    """See, before any input is read, that the start can hold what is to be taken from it.
+
+    Raises:
+        errors.InputError: a path that is not there.
+        errors.UsageError: parts are to be kept of what is no file and no run.
+    """
+    init, start = settings.model.init, settings.start
+    path = Path(init)
+    if path.exists():
+        return
+    if init.endswith("/") or path.is_absolute() or path.suffix in files.SUFFIXES:
+        raise errors.InputError(f"{init}, to start from, does not exist.", _FRESH)
+    if start != sections.Start():
+        kept = next(
+            f.name for f in dataclasses.fields(start) if getattr(start, f.name) != f.default
+        )
+        raise errors.UsageError(
+            f"start.{kept} is {getattr(start, kept)!r}, but {init} is no run and no checkpoint.",
+            "--init run1/, or a full checkpoint",
+        )
+
+
+def sources(settings: recipe.Recipe) -> list[Path]:
+    """The files that the start is read from, for the identity of the run; none without any."""
+    path = Path(settings.model.init)
+    if not path.exists():
+        return []
+    if not _is_run(path):
+        return [path]
+    found = [artifacts.resolve(path)]
+    if settings.start != sections.Start():
+        found += sorted(_newest(path).glob("*.safetensors"))
+    return found
+
+
+def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> Source | None:
+    """Load the first weights into two networks whose heads are fresh and equal.
+
+    Args:
+        settings: the recipe.
+        student: a `networks.Network`.
+        teacher: another.
+
+    Returns:
+        Where they came from, for `carry`; None for scratch.
+
+    Raises:
+        errors.InputError: the source cannot be had or read, or lacks what is to be kept.
+        errors.UsageError: it does not fit the recipe.
+    """
+    init, start = settings.model.init, settings.start
+    if init == SCRATCH:
+        return None
+    check(settings)
+    path = Path(init)
+    if not path.exists():
+        source = _published(init)
+    else:
+        source = _run(path, start) if _is_run(path) else _file(path)
+    own = source.student if start.student == "own" else source.encoder
+    if own is None:
+        raise _lacks(init, "student", "--set start.student=teacher")
+    left = _load_encoder(teacher, source, source.encoder, settings.model.arch)
+    _load_encoder(student, source, own, settings.model.arch)
+    if start.heads == "keep":
+        heads = (source.teacher_head, source.student_head or source.teacher_head)
+        left = [name for name in left if not _HEAD.match(name)]
+        for network, head in zip((teacher, student), heads, strict=True):
+            if head is None:
+                raise _lacks(init, "projection head", "--set start.heads=fresh")
+            left += _load_head(network, head, init)
+    _tell(source, start, left)
+    return source
+
+
+def carry(
+    source: Source | None,
+    start: sections.Start,
+    centre: nn.Module,
+    student: nn.Module,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Take the centre and AdamW's moments over, where the recipe says so.
+
+    Raises:
+        errors.InputError: the source has none.
+        errors.UsageError: another number of prototypes.
+    """
+    if source is None:
+        return
+    if start.centre == "keep":
+        if source.centre_K is None:
+            raise _lacks(source.name, "centre", "--set start.centre=fresh")
+        buffer = centre.get_buffer("centre_K")
+        if source.centre_K.numel() != buffer.numel():
+            raise errors.UsageError(
+                f"The centre of {source.name} has {source.centre_K.numel()} prototypes, "
+                f"not {buffer.numel()}.",
+                f"--set head.prototypes={source.centre_K.numel()}",
+            )
+        buffer.copy_(source.centre_K.flatten())
+    if start.moments == "keep":
+        if source.moments is None:
+            raise _lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
+        _load_moments(source.moments, student, optimiser, heads=start.heads == "keep")
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() or files.is_exported(path)
+
+
+def _newest(path: Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        errors.InputError: it keeps none, as an export does not.
+    """
+    home = (path if path.is_dir() else path.parent) / folder.CHECKPOINTS
+    if not (found := folder.checkpoints(home)):
+        raise errors.InputError(
+            f"{path} keeps no checkpoint, only the teacher's encoder.",
+            "start from it alone: --set start.student=teacher --set start.heads=fresh "
+            "--set start.centre=fresh --set start.moments=fresh",
+        )
+    return found[-1]
+
+
+def _run(path: Path, start: sections.Start) -> Source:
+    file = artifacts.resolve(path)
+    if not file.is_file():
+        raise errors.InputError(
+            f"{path} holds no {export.WEIGHTS}.", "finish the run first: the same command again"
+        )
+    encoder = files.read(file)
+    if start == sections.Start():
+        return Source(name=str(path), foreign=False, encoder=encoder)
+    newest = _newest(path)
+    student, teacher, centre, moments = (
+        files.read(newest / f"{name}.safetensors")
+        for name in ("student", "teacher", "centre", "optimiser")
+    )
+    return Source(
+        name=str(path),
+        foreign=False,
+        encoder=encoder,
+        student=_below(student, "backbone."),
+        teacher_head=_below(teacher, "head."),
+        student_head=_below(student, "head."),
+        centre_K=centre["centre_K"],
+        moments=moments,
+    )
+
+
+def _file(path: Path) -> Source:
+    if path.suffix not in files.SUFFIXES:
+        raise errors.UsageError(
+            f"{path} is no checkpoint: known are {' '.join(files.SUFFIXES)}.", _FRESH
+        )
+    content = files.read(path)
+    encoder, beside = foreign.select(content, str(path))
+    teacher, student = (_branch(content, name, path) for name in ("teacher", "student"))
+    return Source(
+        name=str(path),
+        foreign=True,
+        encoder=teacher or encoder,
+        beside=tuple(beside),
+        student=student,
+        teacher_head=_head(teacher),
+        student_head=_head(student),
+        centre_K=_centre(content),
+    )
+
+
+def _published(name: str) -> Source:
+    try:
+        encoder = weights.load(name, device="cpu", precision="fp32")
+    except errors.InputError as error:
+        raise errors.InputError(str(error), _FRESH) from error
+    return Source(name=name, foreign=False, encoder=encoder.module.state_dict())
+
+
+def _tables(content: Any) -> Iterator[Mapping[Any, Any]]:
+    """The mappings that a checkpoint wraps around its tensors, from the outside in."""
+    for _ in range(foreign.MAX_DEPTH):
+        if not isinstance(content, Mapping):
+            return
+        yield content
+        content = content.get("model", content.get("state_dict"))
+
+
+def _branch(content: Any, name: str, path: Path) -> Mapping[str, torch.Tensor] | None:
+    """All tensors of the teacher, or the student, in a full checkpoint."""
+    for table in _tables(content):
+        inner = table.get(name)
+        found = dict(inner) if isinstance(inner, Mapping) else _below(table, f"{name}.")
+        if found and not foreign.is_state(found):
+            raise errors.InputError(f"{path} holds no table of named tensors under {name}.", _FRESH)
+        if found:
+            return found
+    return None
+
+
+def _centre(content: Any) -> torch.Tensor | None:
+    for table in _tables(content):
+        for name in _CENTRES:
+            loss = table.get(name)
+            inner = loss if isinstance(loss, Mapping) else {}
+            found = inner.get("center", table.get(f"{name}.center"))
+            if isinstance(found, torch.Tensor):
+                return found.float()
+    return None
+
+
+def _head(branch: Mapping[str, torch.Tensor] | None) -> State | None:
+    found: State = {}
+    for name, tensor in (branch or {}).items():
+        if match := _HEAD.match(name):
+            found[_HEAD_NAMES.get(match[1], match[1])] = tensor
+    return found or None
+
+
+def _below(table: Mapping[str, Any], prefix: str) -> State:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in table.items()
+        if isinstance(name, str) and name.startswith(prefix)
+    }
+
+
+def _load_encoder(
+    network: nn.Module, source: Source, found: Mapping[str, torch.Tensor], arch: str
+) -> list[str]:
+    """Load an encoder; return the names that are none of its own."""
+    backbone = network.get_submodule("backbone")
+    if source.foreign:
+        state, left = weights.named(found, backbone)
+    else:
+        state, left = vit.adapt(found, backbone), []
+    what = f"The weights {source.name} do not fit {arch}"
+    try:
+        foreign.check_fit(state, backbone.state_dict(), what)
+    except errors.InputError as error:
+        hint = "--set model.init=scratch, or the model.arch that they were trained with"
+        raise errors.UsageError(str(error), hint) from error
+    backbone.load_state_dict(state)
+    return left
+
+
+def _load_head(network: nn.Module, found: Mapping[str, torch.Tensor], init: str) -> list[str]:
+    """Load a projection head; return the names of a second one, which is left."""
+    head = network.get_submodule("head")
+    second = [name for name in found if name.startswith(_SECOND_HEAD)]
+    state = {name: tensor for name, tensor in found.items() if name not in second}
+    try:
+        foreign.check_fit(state, head.state_dict(), f"The head of {init} does not fit the recipe")
+    except errors.InputError as error:
+        rows = state.get("last_layer.weight_v")
+        hint = "--set start.heads=fresh"
+        if rows is not None and len(rows) != head.get_parameter("last_layer.weight_v").shape[0]:
+            hint = f"--set head.prototypes={len(rows)}, or {hint}"
+        raise errors.UsageError(str(error), hint) from error
+    head.load_state_dict(state)
+    return second
+
+
+def _load_moments(
+    found: Mapping[str, torch.Tensor],
+    student: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    heads: bool,
+) -> None:
+    parameters = dict(student.named_parameters())
+    for full, tensor in found.items():
+        key, _, name = full.partition(".")
+        parameter = parameters.get(name)
+        if parameter is not None and (heads or name.startswith("backbone.")):
+            optimiser.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _lacks(init: str, part: str, hint: str) -> errors.InputError:
+    return errors.InputError(f"{init} holds no {part}.", hint)
+
+
+def _tell(source: Source, start: sections.Start, left: list[str]) -> None:
+    """Say on the log what of the source is not used."""
+    used = set(_CENTRES) if start.centre == "keep" else set()
+    if start.student == "own" or start.heads == "keep":
+        used.add("student")
+    names = [n for n in dict.fromkeys([*source.beside, *left]) if n.partition(".")[0] not in used]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    said = f"; left aside: {', '.join(names[:3])}{more}" if names else ""
+    log.info("first weights: %s%s", source.name, said)

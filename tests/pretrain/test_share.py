@@ -1,0 +1,39 @@
+"""How a batch is shared, in literal numbers."""
+
+import pytest
+
+from pathfm_cli import errors
+from pathfm_cli.pretrain import share
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "device_batch", "parts", "words"),
+    [
+        (1024, 4, 256, 0, "batch 1024 = 4 processes x 1 part x 256"),
+        (1024, 1, 256, 0, "batch 1024 = 1 process x 4 parts x 256"),
+        (1024, 2, 200, 0, "batch 1024 = 2 processes x 4 parts x 128"),
+        (1024, 1, 0, 0, "batch 1024 = 1 process x 1 part x 1024"),
+        (30, 1, 7, 0, "batch 30 = 1 process x 5 parts x 6"),
+        (31, 1, 7, 0, "batch 31 = 1 process x 31 parts x 1"),
+        (1024, 4, 256, 8, "batch 1024 = 4 processes x 8 parts x 32"),
+        (1024, 1, 256, 1, "batch 1024 = 1 process x 1 part x 1024"),
+    ],
+)
+def test_a_batch_is_kept_by_accumulation(batch, processes, device_batch, parts, words):
+    found = share.share(batch, processes, device_batch=device_batch, parts=parts)
+    assert str(found) == words
+    assert found.processes * found.parts * found.at_once == batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "parts", "message", "hint"),
+    [
+        (32, 3, 0, "32 patches cannot be shared by 3 processes", "train.batch_size=33"),
+        (32, 2, 3, "share of 16 patches cannot be taken in 3 parts", "--accumulate 2"),
+        (8, 2, 9, "share of 4 patches cannot be taken in 9 parts", "--accumulate 4"),
+    ],
+)
+def test_uneven_shares_are_refused(batch, processes, parts, message, hint):
+    with pytest.raises(errors.UsageError, match=message) as caught:
+        share.share(batch, processes, parts=parts)
+    assert hint in caught.value.hint
