@@ -94,6 +94,8 @@ def pretrain(
         "train.watch_data": None if watch is None else _place(watch),
         "train.tensorboard": tensorboard or None,
         "train.seed": seed,
+        "train.watch_data": None if watch is None else _place(watch),
+        "train.tensorboard": tensorboard or None,
     }
     settings = recipes.load(recipe, [*(set_ or []), *config.assignments(flags)], phase)
     machine = run.Machine(

@@ -34,10 +34,10 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
     ledger.pause(watcher.look(first, method))
     for batch in ledger.timed(batches(job, here, first)):
         pixels = batch.pixels.to(here.device, non_blocking=True)
+        watcher.show(ledger.step, pixels, batch.indices.numpy())
         views = augment.parts(job.settings, pixels, batch.indices.numpy(), job.parts)
-        shown = watcher.shown(ledger.step, views)
         logged = ledger.next_is_logged
-        outcome = method.step_in_parts(ledger.step, shown, job.parts, measure=logged)
+        outcome = method.step_in_parts(ledger.step, views, job.parts, measure=logged)
         ledger.count(method, outcome, batch)
         stopped = here.any(stopping())
         if not stopped or ledger.step == settings.steps:

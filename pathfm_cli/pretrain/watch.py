@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -80,13 +79,13 @@ class Watch:
         self._here.wait()
         return time.perf_counter() - start
 
-    def shown(self, step: int, parts: Iterable[list[torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
-        """Pass on the views of a batch, part by part; keep a picture of the run's first ones."""
+    def show(self, step: int, pixels_BSSC: torch.Tensor, indices_B: npt.NDArray[np.int64]) -> None:
+        """Keep a picture of views of the run's first patches, as `augment.crops` makes them."""
         target = self._job.run / folder.CROPS
-        for crops in parts:
-            if self._log is not None and step == 0 and not target.exists():
-                sheets.crops(crops, target)
-            yield crops
+        if self._log is not None and step == 0 and not target.exists():
+            few = slice(sheets.PATCHES)
+            views = augment.crops(self._job.settings, pixels_BSSC[few], indices_B[few])
+            sheets.crops(views, target)
 
     def close(self) -> None:
         """Write the table of all looks."""

@@ -27,8 +27,6 @@ class Run:
     finished: bool
     lines: Sequence[Mapping[str, Any]]
     """Logged steps, in order."""
-    events: Sequence[Mapping[str, Any]]
-    """Lines of the log that tell of an event."""
     looks: Sequence[Mapping[str, Any]]
     """Looks at the teacher."""
     damaged: int
@@ -55,7 +53,8 @@ class Scores:
     def protocol(self) -> str:
         """Name of the protocol; empty if the task has none."""
         found = self.header.settings.get("protocol", "")
-        return str(found.get("name", "") if isinstance(found, Mapping) else found)
+        found = found.get("name") if isinstance(found, Mapping) else found
+        return str(found or "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,8 +116,7 @@ def _run(path: Path, name: str) -> Run:
         path=path,
         header=header,
         finished=finished,
-        lines=[line for line in lines if "event" not in line],
-        events=[line for line in lines if "event" in line],
+        lines=lines,
         looks=looks,
         damaged=damaged + lost,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -43,9 +42,6 @@ def section(run: inputs.Run) -> str:
     if any(drawn):
         parts.append(f'<div class="charts">{"".join(drawn)}</div>')
     parts += [_picture(run.path / name, title) for name, title in PICTURES]
-    if run.events:
-        rows = [[line["step"], line["event"], _rest(line)] for line in run.events]
-        parts.append(tables.table(["step", "event", "what"], rows, "events"))
     return "".join([*parts, tables.settings(run.header.settings)])
 
 
@@ -111,6 +107,7 @@ def _facts(run: inputs.Run) -> dict[str, Any]:
         "20-NN": last(run.looks, "knn"),
         "images/s, median": speed,
         "stall, median": None if stall is None else f"{stall:.1%}",
+        "steps skipped": int(last(run.lines, "skipped_steps") or 0) or None,
         "patches replaced": _skipped(run.path / folder.SKIPPED) or None,
         "id": run.header.id,
     }
@@ -120,6 +117,11 @@ def _notes(run: inputs.Run) -> list[str]:
     notes = []
     if not run.lines:
         notes.append("No step has been logged yet.")
+    collapsed = [line["step"] for line in run.lines if line.get("collapse") == 1]
+    if collapsed:
+        notes.append(
+            f"The run had collapsed by step {collapsed[0]}: targets the same for all images."
+        )
     if not run.looks:
         notes.append(
             "Nobody looked at the teacher on the way: --set train.watch_every=1000, and --watch "
@@ -167,7 +169,3 @@ def _number(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
-
-
-def _rest(line: Mapping[str, Any]) -> str:
-    return json.dumps({k: v for k, v in line.items() if k not in ("step", "event")})

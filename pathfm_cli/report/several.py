@@ -129,7 +129,7 @@ def _of_probes(scored: Sequence[inputs.Scores], column: str) -> list[charts.Seri
         value = one.header.metrics.get("balanced_accuracy")
         at = free.get(_source(one), {}).get(column)
         if _finite(value) and _finite(at):
-            name = f"probes, {one.protocol}"
+            name = f"probes, {one.protocol or one.header.settings.get('method', 'linear')}"
             groups.setdefault(name, []).append((at, value, one.name))  # type: ignore[arg-type]
     return [
         charts.Series(name, *(list(part) for part in zip(*points, strict=True)))  # type: ignore[arg-type]

@@ -165,11 +165,11 @@ def test_an_empty_and_a_half_written_run_are_no_trouble(tmp_path):
     half = a_run(tmp_path / "half", finished=False)
     with (half / folder.METRICS).open("a") as file:
         file.write('{"step": 5, "loss": NaN, "lr": "fast"}\nnot json\n[1]\n')
-        file.write('{"step": 6, "event": "collapse", "why": "<b>"}\n{"step": 7, "lo')
+        file.write('{"step": 6, "loss": null, "collapse": 1, "skipped_steps": 2}\n{"step": 7, "lo')
     text = page_of(tmp_path, half)
     assert "2 lines of the metrics are damaged" in text
-    assert "collapse" in text and "&lt;b&gt;" in text and "<b>" not in text
-    assert "not finished: step 5 of 4" in text
+    assert "collapsed by step 6" in text and "<dt>steps skipped</dt><dd>2</dd>" in text
+    assert "not finished: step 6 of 4" in text
 
 
 def test_a_picture_that_is_none_is_left_out(tmp_path):
