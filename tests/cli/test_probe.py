@@ -21,7 +21,7 @@ def pathfm(*arguments, cwd, stdin=None):
         stdin=None if stdin is not None else subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
