@@ -101,10 +101,12 @@ def main() -> None:
     parser.add_argument("--organ4", type=Path, help="embeddings with labels and splits")
     parser.add_argument("--steps", type=int, default=512)
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--only", help="one task of those")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    tasks = {name: (made(*how), how[0]) for name, how in MADE.items()}
-    if asked.organ4:
+    wanted = [asked.only] if asked.only else [*MADE, "organ4"]
+    tasks = {name: (made(*how), how[0]) for name, how in MADE.items() if name in wanted}
+    if asked.organ4 and "organ4" in wanted:
         parts = loaded(asked.organ4)
         tasks["organ4"] = parts, int(parts["train"][1].max()) + 1
     protocol = dataclasses.replace(protocols.find("eva-0.4"), steps=asked.steps, shared_start=True)

@@ -94,8 +94,6 @@ def pretrain(
         "train.watch_data": None if watch is None else _place(watch),
         "train.tensorboard": tensorboard or None,
         "train.seed": seed,
-        "train.watch_data": None if watch is None else _place(watch),
-        "train.tensorboard": tensorboard or None,
     }
     settings = recipes.load(recipe, [*(set_ or []), *config.assignments(flags)], phase)
     machine = run.Machine(
@@ -106,7 +104,6 @@ def pretrain(
         patch_cache=patch_cache,
         nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
         quiet=quiet,
-        nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
     )
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)

@@ -101,10 +101,10 @@ def probe(
         slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
         path = pipe.bind("probe", given, slots, out=out)["embeddings"]
     source = features.open_features(path)
+    checks.refuse(source)
     from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import probe as library
 
-    checks.refuse(source)
     if dry_run:
         return sink.plan(library.plan(source, out, config))
     with progress.track("probe", quiet=quiet) as report:

@@ -84,20 +84,17 @@ def prepare(source: features.Features, wanted: Mapping[str, str], select: str = 
     return Data(source, names, classes, rows, labels, tuple(notes), chooses)
 
 
-def units(source: features.Features, rows: features.Rows) -> npt.NDArray[np.int64]:
-    """What belongs together among rows, (n,) numbers from 0: the groups, else each row alone.
+def units(
+    source: features.Features, rows: features.Rows, by: str = "group"
+) -> npt.NDArray[np.int64]:
+    """What belongs together among rows, (n,) numbers from 0: by a column, else each row alone.
 
-    Rows without a group stand alone.
+    Rows without a value stand alone.
     """
-    if "group" not in source.table.columns:
+    if by not in source.table.columns:
         return np.arange(len(rows))
-    return numbered(source, rows, "group")
-
-
-def numbered(source: features.Features, rows: features.Rows, column: str) -> npt.NDArray[np.int64]:
-    """Rows by the values of a column, (n,) numbers from 0; a row without a value stands alone."""
     alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
-    named = source.table[column].gather(rows).cast(pl.String)
+    named = source.table[by].gather(rows).cast(pl.String)
     keys = pl.select(pl.coalesce(pl.format("group {}", named), alone)).to_series()
     found: npt.NDArray[np.int64] = np.unique(keys.to_numpy(), return_inverse=True)[1]
     return found

@@ -72,7 +72,7 @@ def probe(
         fitting.fit(part, config, torch.device(device), _share(progress, number, len(parts)))
         for number, part in enumerate(parts)
     ]
-    predicted = _predicted(parts, outcomes)
+    predicted = _predicted(parts, outcomes, config.by)
     rows = summary.rows(parts, outcomes, predicted, config)
     numbers = summary.metrics(rows, parts) | {"seconds": time.perf_counter() - start}
     made = dataclasses.replace(made, metrics=numbers)
@@ -132,7 +132,7 @@ def _share(progress: Report | None, number: int, parts: int) -> Report | None:
 
 
 def _predicted(
-    parts: Sequence[labelled.Data], outcomes: Sequence[fitting.Outcome]
+    parts: Sequence[labelled.Data], outcomes: Sequence[fitting.Outcome], by: str
 ) -> predictions.Predictions:
     """The reported rows of all folds."""
     data, source = parts[0], parts[0].source
@@ -143,7 +143,7 @@ def _predicted(
         ids=source.table["id"].gather(rows).cast(pl.String).to_list() if named else None,
         classes=data.classes,
         truth_N=np.concatenate([part.labels[part.report] for part in parts]),
-        units_N=labelled.units(source, rows),
+        units_N=labelled.units(source, rows, by),
         predicted_RN=np.concatenate([one.predicted_RN for one in outcomes], 1),
         probability_RNC=np.concatenate([one.probability_RNC for one in outcomes], 1),
     )

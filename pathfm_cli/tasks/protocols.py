@@ -171,7 +171,7 @@ class Config:
     folds: int | str | None = None
     """Cross-validation instead of the splits: a number of folds, or the column that names them."""
     by: str = "group"
-    """Column of what stays together in the folds that are made."""
+    """Column of what stays together in the folds that are made, and is resampled together."""
     lr_scales: tuple[float, ...] = ()
     """Of `linear`: factors on the learning rate to try beside 1; they choose nothing."""
 
@@ -181,6 +181,13 @@ class Config:
             close = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(METHODS)}"
             raise errors.UsageError(f"There is no method {self.method!r}.", hint)
+        if self.method != "linear" and self.protocol != "paper":
+            raise errors.UsageError(
+                f"--protocol {self.protocol} is one of --method linear, not of {self.method}.",
+                "leave one of them out",
+            )
+        if self.by != "group" and not isinstance(self.folds, int):
+            raise errors.UsageError("--by goes with a number of folds.", "--folds 5 --by slide")
         if self.lr_scales and self.method != "linear":
             raise errors.UsageError(
                 f"--method {self.method} has no learning rate.", "leave --lr-scales out"

@@ -178,7 +178,7 @@ def lines(
         runs = " ".join(f"{value:.3f}" for value in values)
         text.append(f"{name:<8}{count:>8}{statistics.fmean(values):>9.4f}{sd:>8}   {runs}")
     over = {name: value for name, role, run, value in found if run is None and role == data.report}
-    drawn = "groups" if "group" in data.source.table.columns else "images"
+    drawn = f"{config.by}s" if config.by in data.source.table.columns else "images"
     reported = data.names[data.report] if len(parts) == 1 else "all folds"
     text.append(
         f"{reported}: {over['balanced_accuracy_low']:.4f} to {over['balanced_accuracy_high']:.4f} "
