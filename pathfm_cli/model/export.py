@@ -21,6 +21,7 @@ from pathfm_cli import artifacts, disk, errors
 
 WEIGHTS = "teacher.safetensors"
 MODEL = "model.json"
+INPUTS = ("rgb", "density")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,8 @@ class Info:
     """Which output is the embedding."""
     prefix_tokens: int = 1
     """Class and register tokens before the patch tokens."""
+    input: str = "rgb"
+    """What the encoder sees of the pixels: `rgb`, or `density`, see `density.standardise`."""
     recipe: str = ""
     """Name of the recipe that trained it."""
     step: int = 0
@@ -99,9 +102,16 @@ def _parse(document: Mapping[str, Any]) -> Info:
         std=(std[0], std[1], std[2]),
         embedding=str(document["embedding"]),
         prefix_tokens=int(document["prefix_tokens"]),
+        input=_input(document.get("input", "rgb")),
         recipe=str(document["recipe"]),
         step=int(document["step"]),
     )
+
+
+def _input(name: Any) -> str:
+    if name not in INPUTS:
+        raise ValueError(f"input is {name!r}, none of {', '.join(INPUTS)}")
+    return str(name)
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

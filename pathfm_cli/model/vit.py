@@ -18,7 +18,7 @@ shim.apply()
 import timm  # noqa: E402  (torchvision must be importable first)
 from timm.data import config as data_config  # noqa: E402
 from timm.layers import drop, mlp  # noqa: E402
-from timm.models import vision_transformer  # noqa: E402
+from timm.models import vision_transformer, xcit  # noqa: E402
 
 _LIST = 'python -c "import timm; print(*timm.list_models())"'
 Block = vision_transformer.Block
@@ -106,6 +106,17 @@ def attend_plainly(module: nn.Module) -> None:
     for layer in module.modules():
         if hasattr(layer, "fused_attn"):
             layer.fused_attn = False  # type: ignore[assignment]
+
+
+def takes_any_size(module: nn.Module) -> bool:
+    """Whether images may have other sides than those the network was built for.
+
+    timm says no of XCiT, whose positions are a function of row and column and fit any grid.
+    """
+    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
+    if isinstance(module, xcit.Xcit) or getattr(module, "dynamic_img_size", False):
+        return True
+    return not config.get("fixed_input_size", False)
 
 
 def adapt(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from pathfm_cli import errors
-from pathfm_cli.model import device as devices
 from pathfm_cli.model import (
+    density,
     export,
     files,
     foreign,
@@ -32,6 +32,7 @@ from pathfm_cli.model import (
     vit,
     zoo,
 )
+from pathfm_cli.model import device as devices
 
 FRESH = "random/"
 IMAGE_SIZE_PX = 224
@@ -150,6 +151,8 @@ def load(
         std=std or info.std,
     )
     module, dim = loaded.module, _width(loaded.module)
+    if info.input == "density":
+        module = density.OnDensity(module, info.mean, info.std)
     if info.embedding == pooling.CLASS_AND_MEAN:
         module, dim = pooling.ClassAndMean(module, info.prefix_tokens), 2 * dim
     return Encoder(
@@ -315,8 +318,7 @@ def _timm_info(arch: str, module: nn.Module) -> export.Info:
 
 def _image_size(loaded: _Loaded, asked: int | None) -> int:
     module, native = loaded.module, loaded.info.image_size_px
-    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
-    free = getattr(module, "dynamic_img_size", False) or not config.get("fixed_input_size", False)
+    free = vit.takes_any_size(module)
     size = asked or (native if loaded.made_for or not free else IMAGE_SIZE_PX)
     patch = _patch_px(module)
     if size % patch or (size != native and not free):
@@ -353,5 +355,7 @@ def _identity(module: nn.Module, info: export.Info) -> str:
         "std": list(info.std),
         "embedding": info.embedding,
     }
+    if info.input != "rgb":
+        facts["input"] = info.input
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:12]

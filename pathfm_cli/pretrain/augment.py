@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pathfm_cli.model import density
 from pathfm_cli.pretrain import colour, recipe, resample, views
 
 MEAN = (0.5, 0.5, 0.5)
@@ -77,6 +78,8 @@ def _make(
     images = _where(images, drawn.grey, colour.grey)
     images = _blur(images, drawn.sigma_px, settings.augment.blur_sigma_px[1])
     images = _where(images, drawn.solarise, colour.solarise)
+    if settings.model.input == "density":
+        return density.standardise(images)
     return (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
 
 

@@ -184,7 +184,9 @@ class Book:
             image_size_px=settings.crops.global_size_px,
             mean=augment.MEAN,
             std=augment.STD,
+            embedding="avg" if settings.model.global_pool == "avg" else "cls",
             prefix_tokens=vit.prefix_tokens(method.teacher.backbone),
+            input=settings.model.input,
             recipe=settings.name,
             step=self.step,
         )

@@ -1,7 +1,8 @@
 """The method DINO: what one step does to student, teacher and centre.
 
 Source: facebookresearch/dino, `main_dino.train_one_epoch`; Caron et al. 2021, algorithm 1.
-Legend: V views, G global views, B batch, N = V * B, K prototypes, L residual branches.
+Legend: V views, G global views, B batch, N = V * B, X = G * B, D width, K prototypes, L residual
+branches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathfm_cli.data import draw
 from pathfm_cli.model import depth, vit
 from pathfm_cli.model import device as devices
 from pathfm_cli.pretrain import guard, layers, networks, optim, origin, place, recipe, schedule
-from pathfm_cli.pretrain.losses import dino
+from pathfm_cli.pretrain.losses import dino, koleo
 
 DROP_PURPOSE = 102
 """Key of the stream of random numbers that stochastic depth is drawn from."""
@@ -144,19 +145,26 @@ class Dino:
             with devices.autocast(self.here.device, self.settings.train.precision):
                 with torch.no_grad():
                     teacher_NK = self.teacher(crops[:1])
-                student_NK = self._student(crops, self._kept(step, batch, number, count))
+                kept = self._kept(step, batch, number, count)
+                student_NK, embeddings_XD = self._student(crops, kept, embeddings=True)
             teacher_GBK = teacher_NK.view(_GLOBAL_VIEWS, batch, -1)
             student_VBK = student_NK.view(-1, batch, student_NK.shape[-1])
             targets_GBK = self.centre.targets(teacher_GBK, self.temperature(step))
             student_temperature = self.settings.loss.student_temperature
             loss = dino.cross_entropy(student_VBK, targets_GBK, student_temperature)
-            (loss / count).backward()  # type: ignore[no-untyped-call]
+            spread = self._spread(embeddings_XD.view(_GLOBAL_VIEWS, batch, -1))
+            ((loss + spread) / count).backward()  # type: ignore[no-untyped-call]
         return _Part(
             loss.detach(),
             teacher_GBK.float().mean(dim=(0, 1)),
             targets_GBK.mean(dim=(0, 1)) if measure else loss.detach(),
             dino.entropy(targets_GBK) if measure else loss.detach(),
         )
+
+    def _spread(self, embeddings_GBD: torch.Tensor) -> torch.Tensor | float:
+        """KoLeo of the student's global embeddings, weighted; no part of the loss that is told."""
+        weight = self.settings.loss.koleo
+        return weight * koleo.koleo(embeddings_GBD, gathered=True) if weight else 0.0
 
     def _kept(self, step: int, batch: int, number: int, count: int) -> list[depth.Bool]:
         """Which views keep which residual branch: a function of (seed, step, place in the batch).

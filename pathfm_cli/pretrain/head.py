@@ -42,6 +42,7 @@ class DinoHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         """Initialise as DINO does: truncated normal of deviation 0.02, biases zero.
 
@@ -52,12 +53,15 @@ class DinoHead(nn.Module):
             hidden: its inner width.
             bottleneck: its output width.
             norm_last_layer: keep the length of every prototype at 1.
+            batch_norm: normalise over the batch before every GELU.
         """
         super().__init__()
         widths = [width, *[hidden] * (layers - 1), bottleneck]
         self.mlp = nn.Sequential()
         for position, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
             if position:
+                if batch_norm:
+                    self.mlp.append(nn.BatchNorm1d(wide))
                 self.mlp.append(nn.GELU())
             self.mlp.append(_linear(wide, narrow))
         self.last_layer = Prototypes(bottleneck, prototypes, norm=norm_last_layer)

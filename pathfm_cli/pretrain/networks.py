@@ -1,7 +1,7 @@
 """Student and teacher: an encoder and a projection head each.
 
 Source: facebookresearch/dino, `utils.MultiCropWrapper` and `main_dino.train_dino`.
-Legend: N images (views times batch), K prototypes.
+Legend: N images (views times batch), M images of one size, D width, K prototypes.
 """
 
 from __future__ import annotations
@@ -39,21 +39,26 @@ class Network(nn.Module):
                 block.compile(backend=backend)
 
     def forward(
-        self, crops: Sequence[torch.Tensor], kept: Sequence[depth.Bool] | None = None
-    ) -> torch.Tensor:
+        self,
+        crops: Sequence[torch.Tensor],
+        kept: Sequence[depth.Bool] | None = None,
+        *,
+        embeddings: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return logits (N, K) of all crops in order; crops of one size go through together.
 
         Args:
             crops: images, one tensor a size.
             kept: for each of them, which images keep which of the `branches`; None: timm's layers
                 draw that themselves.
+            embeddings: return beside the logits what the backbone made of the first crops, (M, D).
         """
         features = []
         for number, images in enumerate(crops):
             self.branches.keep(None if kept is None else kept[number])
             features.append(self.backbone(images))
         logits_NK: torch.Tensor = self.head(torch.cat(features))
-        return logits_NK
+        return (logits_NK, features[0]) if embeddings else logits_NK
 
 
 def pair(settings: recipe.Recipe) -> tuple[Network, Network]:
@@ -122,6 +127,7 @@ def _network(settings: recipe.Recipe, drop_path_rate: float) -> Network:
             hidden=options.hidden,
             bottleneck=options.bottleneck,
             norm_last_layer=options.norm_last_layer,
+            batch_norm=options.batch_norm,
         ),
     )
 

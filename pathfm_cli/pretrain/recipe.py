@@ -38,6 +38,8 @@ class Head:
     """Output size K."""
     norm_last_layer: bool
     """Whether every prototype keeps length 1."""
+    batch_norm: bool = False
+    """Normalise over the batch before every GELU (dino: use_bn_in_head)."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "bottleneck", "prototypes"):
@@ -60,12 +62,15 @@ class Loss:
     """Share of the old centre that is kept each step."""
     freeze_last_layer_epochs: int
     """Epochs at the start during which the prototypes stand still."""
+    koleo: float = 0.0
+    """Weight of KoLeo, which keeps embeddings apart (DINOv2: 0.1), see `losses.koleo`; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
             _check(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}", "above 0")
         value = self.centre_momentum
         _check(0 <= value < 1, f"loss.centre_momentum is {value}", "0 up to, not including, 1")
+        _check(self.koleo >= 0, f"loss.koleo is {self.koleo}", "0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

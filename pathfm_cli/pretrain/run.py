@@ -177,12 +177,23 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     """How the batch is shared here.
 
     Raises:
-        errors.UsageError: it cannot be shared evenly.
+        errors.UsageError: it cannot be shared evenly, or not at all.
     """
     train = settings.train
-    return share.share(
+    found = share.share(
         train.batch_size, processes, device_batch=train.device_batch, parts=machine.accumulate
     )
+    if settings.head.batch_norm and found.at_once < found.batch_size:
+        raise errors.UsageError(
+            f"head.batch_norm needs the whole batch at once; here it is {found}.",
+            "--gpus 1 without accumulation, or --set head.batch_norm=false",
+        )
+    if settings.loss.koleo and found.parts > 1:
+        raise errors.UsageError(
+            f"loss.koleo compares all images of a batch; here it is {found}.",
+            "--accumulate 1, or --set loss.koleo=0",
+        )
+    return found
 
 
 @contextlib.contextmanager

@@ -32,6 +32,10 @@ class Model:
     """Number of blocks."""
     num_heads: int | None = None
     """Attention heads."""
+    global_pool: Literal["token", "avg"] | None = None
+    """What a vision transformer's embedding is: the class token, or the mean of patch tokens."""
+    input: Literal["rgb", "density"] = "rgb"
+    """What the encoder sees: colours, or grey optical density, see `model.density`."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block of the student; earlier ones grow to it linearly."""
 
@@ -41,7 +45,7 @@ class Model:
 
     def kwargs(self) -> dict[str, Any]:
         """The arguments that differ from the architecture's own, for `vit.build`."""
-        names = ("patch_size", "embed_dim", "depth", "num_heads")
+        names = ("patch_size", "embed_dim", "depth", "num_heads", "global_pool")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

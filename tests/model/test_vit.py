@@ -89,3 +89,12 @@ def test_plain_attention_is_the_same_function():
     vit.attend_plainly(module)
     assert not any(block.attn.fused_attn for block in module.blocks)
     torch.testing.assert_close(module(images), fused, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_of_xcit_fit_any_size():
+    module = vit.build("xcit_nano_12_p8_224", embed_dim=24, depth=1, num_heads=3).eval()
+    assert vit.takes_any_size(module)
+    for side_px in (32, 48):
+        tokens = module.forward_features(torch.zeros(1, 3, side_px, side_px))
+        assert tokens.shape == (1, 1 + (side_px // 8) ** 2, 24)
+    assert not vit.takes_any_size(vit.build("swin_tiny_patch4_window7_224"))

@@ -135,3 +135,18 @@ def test_stains_change_with_parameters_of_each_view(settings, pixels):
             amounts = amounts * drawn.hed_factor[b, v + 2] + drawn.hed_shift[b, v + 2]
             light = np.clip(np.exp(-amounts @ vectors), 0, 1).transpose(2, 0, 1)
         np.testing.assert_allclose((after[place].numpy() + 1) / 2, light, atol=5e-6)
+
+
+def test_views_of_density_have_no_colour_and_no_contrast_of_their_own(settings, pixels):
+    changed = dataclasses.replace(
+        settings, model=dataclasses.replace(settings.model, input="density")
+    )
+    indices = np.arange(12)
+    plain, seen = augment.crops(settings, pixels, indices), augment.crops(changed, pixels, indices)
+    for rgb, grey in zip(plain, seen, strict=True):
+        # From the definition, in float64: densities of pixels in 0..255, each image standardised.
+        density = -np.log((rgb.double().numpy() * 127.5 + 128.5) / 256).mean(axis=1)
+        density -= density.mean(axis=(1, 2), keepdims=True)
+        density /= 3 * (density.std(axis=(1, 2), ddof=1, keepdims=True) + 1e-3)
+        for channel in range(3):
+            np.testing.assert_allclose(grey[:, channel].numpy(), density, atol=1e-4)

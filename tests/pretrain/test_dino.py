@@ -52,7 +52,7 @@ def reference(settings, steps):
         loss = sum(pairs) / len(pairs)
         centre = centre * 0.9 + teacher_out.mean(dim=0, keepdim=True) * 0.1
         optimiser.zero_grad()
-        loss.backward()
+        (loss + settings.loss.koleo * spread(student.backbone(big))).backward()
         for _, parameter in named:
             coefficient = 3.0 / (parameter.grad.norm() + 1e-6)
             if coefficient < 1:
@@ -69,8 +69,19 @@ def reference(settings, steps):
     return losses, student, teacher, centre
 
 
-def test_twenty_steps_equal_the_reference_loop(micro):
-    settings = micro("model.drop_path_rate=0.0", "train.steps=20")
+def spread(embeddings):
+    """KoLeo, image by image: -log of the distance to the nearest other, summed over two views."""
+    total = 0.0
+    for view in functional.normalize(embeddings, dim=-1).chunk(2):
+        for number, own in enumerate(view):
+            others = [other for place, other in enumerate(view) if place != number]
+            total = total - torch.log(min((own - other).norm() for other in others)) / len(view)
+    return total
+
+
+@pytest.mark.parametrize("koleo", [0.0, 0.1])
+def test_twenty_steps_equal_the_reference_loop(micro, koleo):
+    settings = micro("model.drop_path_rate=0.0", "train.steps=20", f"loss.koleo={koleo}")
     losses, student, teacher, centre = reference(settings, 20)
     method = dino.Dino(settings, HERE)
     ours = [method.step(step, crops(step)).loss.item() for step in range(20)]

@@ -71,3 +71,19 @@ def test_first_weights_are_truncated_normal_with_zero_bias():
 
 def test_one_layer_is_a_linear_map():
     assert [type(layer).__name__ for layer in small(layers=1).mlp] == ["Linear"]
+
+
+def test_batch_norm_stands_before_every_gelu():
+    ours = small(batch_norm=True)
+    kinds = [type(layer).__name__ for layer in ours.mlp]
+    assert kinds == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "GELU", "Linear"]
+    x = torch.randn(6, 12)
+    hidden = x
+    for number in (0, 3):
+        hidden = hidden @ ours.mlp[number].weight.T + ours.mlp[number].bias
+        variance = hidden.var(dim=0, unbiased=False)
+        hidden = (hidden - hidden.mean(dim=0)) / (variance + 1e-5).sqrt()
+        hidden = torch.nn.functional.gelu(hidden)
+    hidden = hidden @ ours.mlp[6].weight.T + ours.mlp[6].bias
+    expected = ours.last_layer(hidden / hidden.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(ours(x), expected)

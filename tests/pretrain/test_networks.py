@@ -79,3 +79,11 @@ def test_init_from_weights_of_another_shape_is_refused(micro, tmp_path):
     test_init_from_an_export_takes_its_weights(micro, tmp_path)
     with pytest.raises(errors.UsageError, match="do not fit"):
         networks.pair(micro(f"model.init={tmp_path}", "model.embed_dim=48"))
+
+
+def test_a_mean_of_tokens_as_embedding(micro):
+    _, teacher = networks.pair(micro("model.global_pool=avg", "head.batch_norm=true"))
+    backbone, images = teacher.backbone, torch.randn(3, 3, 32, 32)
+    mean = backbone.forward_features(images)[:, 1:].mean(dim=1)
+    torch.testing.assert_close(backbone(images), backbone.fc_norm(mean))
+    assert any(isinstance(layer, torch.nn.BatchNorm1d) for layer in teacher.head.mlp)

@@ -3,7 +3,7 @@
 import pytest
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import share
+from pathfm_cli.pretrain import run, share
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,19 @@ def test_uneven_shares_are_refused(batch, processes, parts, message, hint):
     with pytest.raises(errors.UsageError, match=message) as caught:
         share.share(batch, processes, parts=parts)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(2, 0), (1, 2)])
+def test_batch_norm_wants_the_whole_batch_at_once(micro, processes, parts):
+    settings = micro("head.batch_norm=true")
+    machine = run.Machine(processes=processes, accumulate=parts)
+    with pytest.raises(errors.UsageError, match="needs the whole batch at once"):
+        run.shared(settings, machine, processes)
+    assert run.shared(settings, run.Machine(), 1).at_once == 4
+
+
+def test_koleo_takes_more_processes_but_no_parts(micro):
+    settings = micro("loss.koleo=0.1")
+    assert run.shared(settings, run.Machine(), 2).at_once == 2
+    with pytest.raises(errors.UsageError, match="compares all images of a batch"):
+        run.shared(settings, run.Machine(accumulate=2), 1)
