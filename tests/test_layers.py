@@ -62,7 +62,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 def test_slides_and_tables_need_no_torch(own: str) -> None:
     for path in modules():
         relative = path.relative_to(PACKAGE).with_suffix("")
-        if relative.parts[0] == own and path.name not in ("stream.py", "salvage.py", "workers.py"):
+        if relative.parts[0] == own and path.name not in ("stream.py", "workers.py", "salvage.py"):
             heavy = {n.split(".")[0] for n in imports(path)} & {"torch", "timm", "torchvision"}
             assert not heavy, f"{relative} imports {heavy}"
 

@@ -143,7 +143,7 @@ class Book:
         for failure in failures:
             if failure.slide not in self._named:
                 self._named.add(failure.slide)
-                log.warning("a patch was replaced by another: %s", failure.error)
+                log.warning("patch %d was replaced by another: %s", failure.index, failure.error)
 
     def _write(self, outcome: dino.Outcome, seen: dino.Measures, skipped: int) -> None:
         shares = torch.stack([outcome.loss, seen.entropy]).cpu() / self.here.world_size

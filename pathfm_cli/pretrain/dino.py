@@ -180,9 +180,7 @@ class Dino:
         own = slice(place * batch, (place + 1) * batch)
         kept_LVB = numbers_LVB[..., own] >= rates_L[:, None, None]
         parts = np.split(kept_LVB, [_GLOBAL_VIEWS], axis=1)
-        return [
-            part.reshape(len(rates_L), part.shape[1] * batch) for part in parts if part.shape[1]
-        ]
+        return [part.reshape(len(part), part.shape[1] * batch) for part in parts if part.shape[1]]
 
     def _seed(self, step: int) -> None:
         """Seed torch from (seed, step, rank), for layers that draw random numbers themselves."""

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
@@ -72,5 +73,6 @@ def judge_one_of_two(rank, file):
     assert abs(marginal - math.log(2)) < 1e-6
 
 
+@pytest.mark.slow
 def test_all_ranks_skip_what_one_must(tmp_path):
     multiprocessing.spawn(judge_one_of_two, (str(tmp_path / "store"),), nprocs=2)

@@ -338,7 +338,7 @@ def test_replaced_patches_are_counted_and_named_once(
     assert [row["step"] for row in lines(path) if row["failed_patches"]] == [3, 6]
     assert artifacts.read_header(path).metrics["failed_patches"] == 2
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["a patch was replaced by another: s1: tile 3 is damaged"]
+    assert warnings == ["patch 7 was replaced by another: s1: tile 3 is damaged"]
     listed = (path / "skipped" / "rank-0.jsonl").read_text().splitlines()
     one = {"index": 7, "slide": "s1", "error": "s1: tile 3 is damaged"}
     assert [json.loads(line) for line in listed] == [one, one]
