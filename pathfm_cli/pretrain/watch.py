@@ -25,6 +25,8 @@ from pathfm_cli.tasks import embed, odcorr, quick, source
 
 log = logging.getLogger("pathfm.pretrain")
 
+BATCH = 64
+"""Images in one forward pass: a look must find room beside a training that fills the device."""
 KEPT_BYTES = 1 << 30
 """Pixels that stay in memory from one look to the next; what is more is read again."""
 
@@ -156,7 +158,7 @@ class _Set:
         module.eval()
         try:
             data = dataclasses.replace(self._data, read=self.read)
-            vectors, reasons = embed.vectors(data, encoder)
+            vectors, reasons = embed.vectors(data, encoder, embed.Reading(batch_size=BATCH))
         finally:
             module.train(training)
         usable = np.array([reason is None for reason in reasons])
