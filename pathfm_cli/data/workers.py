@@ -69,7 +69,7 @@ def context() -> multiprocessing.context.BaseContext:
     """
     fresh = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(fresh)
-    context.set_forkserver_preload(["pathfm_cli.data.stream"])
+    context.set_forkserver_preload(["pathfm_cli.data.fork_server", "pathfm_cli.data.stream"])
     return context
 
 
