@@ -110,12 +110,12 @@ def test_two_ranks_train_as_one(finished, tissue, folder):
 
 
 def test_a_batch_in_parts_of_slides_that_meet_a_condition(finished, tissue, folder):
-    """The one slide meets it, so the patches are the same; two parts change only the rounding."""
+    """The one slide meets it, so the patches are the same; parts and ranks only change rounding."""
     run = folder / "parts"
-    choice = ["--where", "vendor == 'aperio' and mpp < 1", "--accumulate", 2]
+    choice = ["--where", "vendor == 'aperio' and mpp < 1", "--accumulate", 2, "--procs", 2]
     done = pathfm("pretrain", tissue, "--recipe", "tiny", *micro(), *choice, "-o", run)
     assert done.returncode == 0, done.stderr
-    assert "batch 4 = 1 process x 2 parts x 2" in done.stderr
+    assert "batch 4 = 2 processes x 2 parts x 1" in done.stderr
     assert "where = \"vendor == 'aperio' and mpp < 1\"" in (run / "config.toml").read_text()
     for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
