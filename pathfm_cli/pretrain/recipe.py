@@ -18,8 +18,12 @@ from pathfm_cli.pretrain import schedule, sections
 from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
-WATCHING = ("watch_every", "watch_data", "watch_images", "tensorboard")
-"""Settings of `train` that only look on: no part of a run's identity, free to change on resume."""
+ASIDE = (
+    *("compile", "device_batch", "max_failed", "max_nonfinite", "on_collapse"),
+    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every"),
+    *("watch_every", "watch_data", "watch_images", "tensorboard"),
+)
+"""Settings of `train` that decide no weight: no part of a run's identity, free on resume."""
 
 _check = sections.check
 
@@ -168,7 +172,7 @@ class Train:
     """Patches recorded as `patches.parquet`, the fixed set that ODCorr is measured on."""
     watch_every: int = 0
     """Steps between looks at the teacher: ODCorr and RankMe of the fixed set, see `watch`; 0: none.
-    Like the other settings of `WATCHING` it changes nothing of what is trained."""
+    Like the other settings of `ASIDE` it decides no weight."""
     watch_data: str = ""
     """Images with labels that each look also judges by k-NN and a linear probe: a folder, a table
     or the name of a data set; `--watch` sets it."""

@@ -249,7 +249,7 @@ def _reporter(
 def _values(settings: recipe.Recipe) -> dict[str, Any]:
     """What decides the weights, as JSON values: lists for tuples, as they come back from a file."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
-    for name in recipe.WATCHING:
+    for name in recipe.ASIDE:
         del values["train"][name]
     return values
 

@@ -105,11 +105,17 @@ def test_resumed_looks_are_those_of_an_uninterrupted_run(
     assert (job.run / folder.RESULT).read_bytes() == (watched / folder.RESULT).read_bytes()
 
 
-def test_what_only_looks_on_may_change_when_a_run_goes_on(tissue, micro, tmp_path):
+def test_what_decides_no_weight_may_change_when_a_run_goes_on(tissue, micro, tmp_path):
     job = begin(tissue, tmp_path / "run", micro("train.watch_every=0"))
-    again = micro("train.watch_every=6")
+    changes = ("train.watch_every=6", 'train.on_collapse="stop"', "train.checkpoint_every=3")
+    again = micro(*changes)
     folder.prepare(job.run, run.identity(tissue, again), again, overwrite=False)
-    assert "watch_every = 6" in (job.run / folder.CONFIG).read_text()
+    text = (job.run / folder.CONFIG).read_text()
+    assert "watch_every = 6" in text and 'on_collapse = "stop"' in text
+    (job.run / folder.CHECKPOINTS).mkdir()
+    assert folder.inspect(job.run, run.identity(tissue, again), overwrite=False) is None
+    with pytest.raises(errors.OutputClash, match="train.seed"):
+        folder.inspect(job.run, run.identity(tissue, micro("train.seed=8")), overwrite=False)
 
 
 def test_a_look_that_fails_is_told_and_ends_nothing(tissue, micro, tmp_path, caplog):
