@@ -31,4 +31,5 @@ for seed in "${seeds[@]}"; do
   runs+=("$run")
 done
 python "$here/evaluate.py" "$data" "${runs[@]}" -o "$out/results.json"
+python "$here/plot.py" "$out/results.json" "$out/curves.png"
 cat "$out/results.md"

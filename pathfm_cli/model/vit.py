@@ -28,7 +28,7 @@ DropPath = drop.DropPath
 
 _LAYERS = {"SwiGLUPacked": mlp.SwiGLUPacked}
 """Layers that timm takes as a class, by the name that a file can hold."""
-_DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva")
+_DYNAMIC_FAMILIES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Encoder:
         device: where it runs.
         precision: fp32 or bf16, what it computes in.
         dropped: names in the checkpoint that are no part of the encoder.
+        input: what it sees of the pixels: rgb, or density, see `density`.
     """
 
     module: nn.Module
@@ -74,6 +75,7 @@ class Encoder:
     device: torch.device
     precision: str
     dropped: tuple[str, ...] = ()
+    input: str = "rgb"
 
     def settings(self) -> dict[str, Any]:
         """What an artifact made with this encoder records of it."""
@@ -85,6 +87,7 @@ class Encoder:
             "std": list(self.std),
             "resize": "shorter side, bilinear with antialias, centre crop",
             "precision": self.precision,
+            **({} if self.input == "rgb" else {"input": self.input}),
         }
 
     def encode(self, images: torch.Tensor | Image | Sequence[Image]) -> torch.Tensor:
@@ -168,6 +171,7 @@ def load(
         device=where,
         precision=precision,
         dropped=tuple(loaded.dropped),
+        input=info.input,
     )
 
 

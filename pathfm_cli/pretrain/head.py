@@ -61,7 +61,8 @@ class DinoHead(nn.Module):
         for position, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
             if position:
                 if batch_norm:
-                    self.mlp.append(nn.BatchNorm1d(wide))
+                    # The head only ever trains; a skipped step must leave nothing behind.
+                    self.mlp.append(nn.BatchNorm1d(wide, track_running_stats=False))
                 self.mlp.append(nn.GELU())
             self.mlp.append(_linear(wide, narrow))
         self.last_layer = Prototypes(bottleneck, prototypes, norm=norm_last_layer)

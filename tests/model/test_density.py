@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import density, export, vit, weights
@@ -63,7 +62,7 @@ def test_an_encoder_of_densities_gets_them_from_uint8_pixels(tmp_path):
         torch.testing.assert_close(encoder.encode(pixels), module(seen), rtol=1e-4, atol=1e-5)
         tokens = encoder.module.forward_features(floats * 2 - 1)
         torch.testing.assert_close(tokens, module.forward_features(seen), rtol=1e-4, atol=1e-5)
-    assert isinstance(encoder.module, nn.Module) and encoder.embedding == "avg"
+    assert encoder.embedding == "avg" and encoder.settings()["input"] == "density"
 
 
 def test_the_input_is_part_of_an_encoders_identity(tmp_path):

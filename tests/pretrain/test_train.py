@@ -83,6 +83,25 @@ def test_stopped_and_resumed_equals_uninterrupted(tissue, settings, reference, t
     same_run(reference, job.run)
 
 
+def test_what_is_off_in_the_presets_resumes_as_exactly(tissue, micro, tmp_path):
+    more = (
+        "head.batch_norm=true",
+        "loss.koleo=0.1",
+        "model.input=density",
+        "model.global_pool=avg",
+    )
+    settings = micro(*more)
+    reference = whole(tissue, tmp_path / "whole", settings)
+    job = begin(tissue, tmp_path / "run", settings)
+    with pytest.raises(errors.Interrupted):
+        train.train(job, HERE, stop_after(5))
+    train.train(job, HERE, lambda: False)
+    same_run(reference, job.run)
+    written = json.loads((job.run / folder.MODEL).read_text())
+    assert (written["input"], written["embedding"]) == ("density", "avg")
+    assert written["kwargs"]["global_pool"] == "avg"
+
+
 def test_killed_and_resumed_equals_uninterrupted(tissue, settings, reference, tmp_path):
     """As after SIGKILL: lines beyond the last checkpoint, a half line, half a checkpoint."""
     path = tmp_path / "run"
