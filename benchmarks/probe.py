@@ -38,7 +38,8 @@ def embeddings(rows: int, classes: int, seed: int) -> Part:
 
 def ours(train: Part, val: Part, classes: int, protocol: protocols.Protocol) -> int:
     """All five runs; returns the steps taken."""
-    return max(heads.fit(train, val, classes, protocol, range(RUNS)).stopped_step)
+    runs = [heads.Run(seed) for seed in range(RUNS)]
+    return max(heads.fit(train, val, classes, protocol, runs).stopped_step)
 
 
 def plain(

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "pathfm_cli"
-ORDER = ("cli", "wsi", "data", "tissue", "model", "pretrain", "tasks")
+ORDER = ("cli", "wsi", "data", "tissue", "model", "pretrain", "tasks", "report")
 OTHERS = {
     "recipes": "presets as TOML, each number with its source",
 }

@@ -104,5 +104,17 @@ KINDS = {
                 Column("value", "Float64", "", "the number"),
             ),
         ),
+        Kind(
+            "predictions",
+            "probe",
+            "what a probe predicted for each reported image",
+            (
+                Column("id", "String", "", "image id; null where the embeddings had none"),
+                Column("label", "String", "", "class of the image"),
+                Column("unit", "Int64", "", "number of what is resampled together, as a patient"),
+                Column("predicted", "Array(Int64)", "", "class that each run takes, (R,)"),
+                Column("probability", "Array(Float32)", "1", "of each class by each run, (R x C,)"),
+            ),
+        ),
     )
 }

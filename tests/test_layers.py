@@ -6,22 +6,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "disk", "artifacts"}
+TOP = {"errors", "kinds", "config", "disk", "artifacts", "page"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
     "config": {"errors"},
     "disk": {"errors"},
     "artifacts": {"errors", "kinds", "disk"},
+    "page": {"errors", "disk"},
     "wsi": {"errors", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
     "tissue": TOP | {"wsi", "data", "model", "tissue"},
-    "pretrain": TOP | {"wsi", "data", "model", "pretrain"},
+    "pretrain": TOP | {"wsi", "data", "model", "pretrain", "tasks"},
     "tasks": TOP | {"wsi", "data", "model", "tasks"},
-    "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "cli"},
+    "report": TOP | {"pretrain.folder", "tasks.scores", "report"},
+    "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "report", "cli"},
 }
-NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "wsi", "data"]
+NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "page", "wsi", "data", "report"]
+TENSORS = ("stream.py", "workers.py", "salvage.py")
+"""Modules of `data` that hand over batches of tensors."""
 
 
 def room(module: str) -> str:
@@ -60,7 +64,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 def test_slides_and_tables_need_no_torch(own: str) -> None:
     for path in modules():
         relative = path.relative_to(PACKAGE).with_suffix("")
-        if relative.parts[0] == own and path.name not in ("stream.py", "workers.py", "salvage.py"):
+        if relative.parts[0] == own and path.name not in TENSORS:
             heavy = {n.split(".")[0] for n in imports(path)} & {"torch", "timm", "torchvision"}
             assert not heavy, f"{relative} imports {heavy}"
 
@@ -72,6 +76,16 @@ def test_only_one_module_imports_timm() -> None:
         if any(n.split(".")[0] == "timm" for n in imports(p))
     }
     assert users <= {"model/vit.py", "cli/doctor.py"}
+
+
+def test_only_watching_lets_training_see_tasks() -> None:
+    users = {
+        path.name
+        for path in modules()
+        if path.parent.name == "pretrain"
+        and any(name.startswith("pathfm_cli.tasks") for name in imports(path))
+    }
+    assert users == {"watch.py"}
 
 
 def test_no_module_is_longer_than_400_lines() -> None:

@@ -17,7 +17,7 @@ from pathfm_cli import errors
 from pathfm_cli.cli import output
 
 VERBS = ("index", "mask", "sample", "pretrain", "embed", "probe", "segment", "odcorr")
-HELPERS = ("mask-train", "demo", "doctor", "show", "tasks", "models")
+HELPERS = ("mask-train", "report", "demo", "doctor", "show", "tasks", "models")
 
 READER_GONE = 141
 CTRL_C = 130

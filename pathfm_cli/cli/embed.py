@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pathfm_cli import errors
 from pathfm_cli.cli import encoder, options, output, pipe, progress
 
 
@@ -80,7 +82,7 @@ def embed(
     how: dict[str, Any] = {
         "arch": arch,
         "seed": seed,
-        "device": device,
+        "device": _own_device(device),
         "precision": precision,
         "image_size_px": image_size,
         "mean": encoder.channels("--mean", mean),
@@ -88,6 +90,11 @@ def embed(
     }
     # A wrong model must not come to light only when the command on the left has finished.
     waits = ("-" in (inputs or []) or not (inputs or images or task)) and pipe.has_stdin()
+    if waits and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise errors.UsageError(
+            "torchrun gives every process the same stdin, so none can read it.",
+            "name the input: torchrun ... -m pathfm_cli embed p.parquet --model run/ -o e.parquet",
+        )
     network = encoder.load(model, **how) if model and waits and not dry_run else None
     bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)
@@ -102,7 +109,18 @@ def embed(
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
     with progress.track("embed", quiet=quiet) as report:
         done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)
+    if int(os.environ.get("RANK", 0)):
+        return 0
     if not done.fresh:
         output.note(f"pathfm: {out} is up to date")
     output.failures(done.failures, done.record["rows"], data.what)
     return sink.emit(done.record, library.summary(done, data, network), f"pathfm odcorr {out}")
+
+
+def _own_device(name: str) -> str:
+    """Among several processes of torchrun, each one's own."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return name
+    from pathfm_cli.tasks import ranks
+
+    return ranks.device(name)

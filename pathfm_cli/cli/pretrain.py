@@ -34,6 +34,16 @@ def pretrain(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of every random choice: train.seed.")
     ] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABELLED",
+            help="Folder, table or data set to judge the teacher on: train.watch_data.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Metrics for TensorBoard: train.tensorboard.")
+    ] = False,
     gpus: Annotated[
         int, typer.Option("--gpus", "--procs", min=0, help="Processes; 0: one per GPU, else one.")
     ] = 0,
@@ -81,6 +91,8 @@ def pretrain(
         "data.where": where,
         "data.subset": subset,
         "train.distinct_patches": distinct_patches,
+        "train.watch_data": None if watch is None else _place(watch),
+        "train.tensorboard": tensorboard or None,
         "train.seed": seed,
     }
     settings = recipes.load(recipe, [*(set_ or []), *config.assignments(flags)], phase)
@@ -90,8 +102,8 @@ def pretrain(
         accumulate=accumulate,
         workers=workers,
         patch_cache=patch_cache,
-        quiet=quiet,
         nodes=launch.Nodes(count=nnodes, rank=node_rank, endpoint=rdzv_endpoint),
+        quiet=quiet,
     )
     size = run.check(out, settings, machine, overwrite=overwrite)
     slot = pipe.Slot(run.INPUTS)
@@ -99,8 +111,13 @@ def pretrain(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))
-    with progress.track("pretrain", quiet=quiet) as report:
+    with progress.track("pretrain", quiet=quiet, detail=True) as report:
         done = run.pretrain(path, out, settings, machine, overwrite=overwrite, progress=report)
     if done.up_to_date:
         output.note(f"pathfm: {out} is up to date")
     return sink.emit(done.record, plan.summary(out), f"pathfm odcorr {out}")
+
+
+def _place(name: str) -> str:
+    """A path holds wherever the run goes on, a data set's name stays."""
+    return str(Path(name).absolute()) if Path(name).exists() else name

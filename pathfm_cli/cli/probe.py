@@ -1,4 +1,4 @@
-"""`pathfm probe`: how well a linear layer on frozen embeddings tells classes apart."""
+"""`pathfm probe`: how well a simple classifier on frozen embeddings tells classes apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathfm_cli.cli import encoder, options, output, pipe, progress
 
 def probe(
     embeddings: Annotated[
-        str | None, typer.Argument(help="Embeddings with the columns label and split.")
+        str | None, typer.Argument(help="Embeddings with columns label, split or fold.")
     ] = None,
     task: options.Task = None,
     data: options.Data = None,
@@ -29,6 +29,28 @@ def probe(
     val: Annotated[str, typer.Option("--val", help="Split that chooses the best state.")] = "val",
     test: Annotated[str, typer.Option("--test", help="Split to report.")] = "test",
     select: Annotated[str, typer.Option("--select", help="What chooses: val, test, last.")] = "val",
+    method: Annotated[
+        str, typer.Option("--method", help="linear, logreg, knn or simpleshot.")
+    ] = "linear",
+    neighbours: Annotated[int, typer.Option("--neighbours", min=1, help="Votes of knn.")] = 20,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=1, help="Train on so many images a class.")
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option("--folds", help="Cross-validate: a number, or a column's name.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option("--by", help="With --folds N: what stays together: group, slide.")
+    ] = "group",
+    lr_scales: Annotated[
+        str | None, typer.Option("--lr-scales", help="Factors on the rate to show: 0.1,10.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", help="Test the difference to these scores.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Check against published scores: paper.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: options.OptionalOut = None,
@@ -37,48 +59,64 @@ def probe(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    r"""Train linear heads on embeddings and report balanced accuracy, mean and deviation.
+    r"""Train linear heads or others on embeddings; report balanced accuracy, mean and deviation.
 
     \b
     pathfm probe e.parquet -o scores/
-    pathfm probe --task bach --data data/bach --model run/ --json
+    pathfm probe --task bach --data data/bach --model kaiko-s16 --reference paper
+    pathfm probe e.parquet --method knn --folds 5 --by slide --compare scores/
     pathfm embed --images tiles.csv --model run/ -o e.parquet | pathfm probe --json
     """
-    from pathfm_cli.tasks import features, protocols, scores
+    from pathfm_cli.tasks import asked, features, protocols, scores
 
     config = protocols.Config(
-        protocol=protocol, runs=runs, seed=seed, train=train, val=val, test=test, select=select
+        protocol=protocol,
+        runs=runs,
+        seed=seed,
+        train=train,
+        val=val,
+        test=test,
+        select=select,
+        method=method,
+        neighbours=neighbours,
+        shots=shots,
+        folds=asked.folds(folds),
+        by=by,
+        lr_scales=asked.scales(lr_scales),
     )
+    checks = asked.Checks(compare, reference)
     scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []
+    sink = output.Sink(as_json, quiet)
     if device != "auto":
         _check_device(device)
     if task:
         if dry_run:
-            return _plan_task(task, data, partial, output.Sink(as_json, quiet))
+            return _plan_task(task, data, partial, sink)
         how = {"arch": arch, "device": device, "precision": precision}
         path = _embed_task(task, data, partial, given, model, how, quiet)
     elif model or data or arch or partial:
-        raise errors.UsageError(
-            "--model, --arch, --data and --partial go with --task.", "--task bach"
-        )
+        raise errors.UsageError("--model, --arch, --data, --partial go with --task.", "--task bach")
     else:
         slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
         path = pipe.bind("probe", given, slots, out=out)["embeddings"]
     source = features.open_features(path)
+    checks.refuse(source)
     from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import probe as library
 
-    sink = output.Sink(as_json, quiet)
     if dry_run:
         return sink.plan(library.plan(source, out, config))
     with progress.track("probe", quiet=quiet) as report:
         result = library.probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
+    result = checks.judge(result, source)
     for note in result.notes:
         output.note(f"pathfm probe: {note}")
-    return sink.emit(result.record, result.lines)
+    code = sink.emit(result.record, result.lines)
+    checks.gate()
+    return code
 
 
 def _plan_task(task: str, data: Path | None, partial: bool, sink: output.Sink) -> int:

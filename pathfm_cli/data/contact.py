@@ -7,9 +7,6 @@ slide id, ready to be annotated anew.
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import html
 import io
 import os
 from collections.abc import Callable, Mapping
@@ -20,13 +17,11 @@ from urllib import parse
 
 import shapely
 
-from pathfm_cli import disk, errors
+from pathfm_cli import errors, page
 from pathfm_cli.data import cohort, geojson, pictures
 from pathfm_cli.wsi import pyramid
 
 NAME = "index.html"
-MARK = '<meta name="generator" content="pathfm">'
-"""By which a sheet of pathfm is known."""
 CELL_PX = 280
 """Longer side of a thumbnail on the sheet."""
 QUALITY = 75
@@ -37,8 +32,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 {mark}<title>Tissue of {count} slides</title>
 <meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+{policy}
 <style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 0; background: #f4f4f2; color: #222 }}
 header {{ position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ccc;
@@ -136,8 +130,9 @@ def sheet(
             progress(number, frame.height)
     area_mm2 = frame["tissue_area_mm2"].sum()
     doubts = frame["tissue_doubt"].is_not_null().any()
-    page = _PAGE.format(
-        mark=MARK,
+    document = _PAGE.format(
+        mark=page.SHEET,
+        policy=page.policy(scripts=True),
         count=frame.height,
         area=f"{area_mm2:.4g}",
         cell=CELL_PX,
@@ -145,8 +140,7 @@ def sheet(
         cells="\n".join(cells),
     )
     file = Path(folder) / NAME
-    with disk.atomic(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    page.write(file, document)
     return file
 
 
@@ -155,19 +149,10 @@ def check(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
     Raises:
         errors.OutputClash: it is another file.
+        errors.Unwritable: nothing can be written there.
     """
-    file = Path(folder) / NAME
-    if overwrite or not os.path.lexists(file):
-        return
-    ours = False
-    if file.is_file():
-        with contextlib.suppress(OSError), file.open("rb") as opened:
-            ours = MARK.encode() in opened.read(1024)
-    if not ours:
-        raise errors.OutputClash(
-            f"{file} exists and is no contact sheet of pathfm.",
-            "another --preview folder, or --overwrite",
-        )
+    hint = "another --preview folder, or --overwrite"
+    page.check(Path(folder) / NAME, page.SHEET, "contact sheet", hint, overwrite=overwrite)
 
 
 def _cell(row: Mapping[str, Any], slide: pyramid.Slide | None, reader: pyramid.Reader) -> str:
@@ -177,15 +162,15 @@ def _cell(row: Mapping[str, Any], slide: pyramid.Slide | None, reader: pyramid.R
             picture = _thumbnail(slide, reader, row["geometry"])
         except errors.SlideError as failure:
             error = str(failure)
-    link = html.escape(parse.quote(geojson.file_for("", row["slide"], ".png").name))
+    link = page.text(parse.quote(geojson.file_for("", row["slide"], ".png").name))
     area, doubt = row["tissue_area_mm2"], row["tissue_doubt"]
     if error is None:
         picture = f'<a href="{link}" target="_blank">{picture}</a>'
         said = f"{area:.4g} mm²" + ("" if doubt is None else f", doubt {doubt:.3f} bit")
     else:
-        said = f'<div class="error">{html.escape(error)}</div>'
+        said = f'<div class="error">{page.text(error)}</div>'
     return _CELL.format(
-        name=html.escape(row["slide"]),
+        name=page.text(row["slide"]),
         area="" if area is None else f"{area:.6g}",
         doubt="" if doubt is None else f"{doubt:.6g}",
         first=FIRST["error" if error is not None else "empty" if not area else "found"],
@@ -201,6 +186,4 @@ def _thumbnail(slide: pyramid.Slide, reader: pyramid.Reader, wkb: bytes) -> str:
     drawn = pictures.traced(slide, pixels, shapely.from_wkb(wkb), 2)
     buffer = io.BytesIO()
     drawn.save(buffer, format="JPEG", quality=QUALITY)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    size = f'width="{drawn.width}" height="{drawn.height}"'
-    return f'<img {size} alt="" loading="lazy" src="data:image/jpeg;base64,{data}">'
+    return page.image(buffer.getvalue(), drawn.width, drawn.height)

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_DEATHS = 10
 """Reading processes of one rank that may die before the stream gives up."""
+
+_GROUP_SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 log = logging.getLogger("pathfm.data")
 
@@ -69,7 +72,14 @@ def context() -> multiprocessing.context.BaseContext:
     """
     fresh = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(fresh)
-    context.set_forkserver_preload(["pathfm_cli.data.stream"])
+    # Python's tracker of shared memory would die of a signal to the whole group, with a traceback.
+    # It keeps what is blocked when it starts; here, a signal only waits meanwhile.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context.set_forkserver_preload(["pathfm_cli.data.fork_server", "pathfm_cli.data.stream"])
     return context
 
 

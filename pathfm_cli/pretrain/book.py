@@ -16,6 +16,7 @@ from pathfm_cli.data import skips, stream
 from pathfm_cli.model import export, vit
 from pathfm_cli.pretrain import (
     augment,
+    board,
     checkpoint,
     dino,
     folder,
@@ -52,6 +53,7 @@ class Book:
         self._health = health.Health(job.run, job.settings, here, first)
         here.wait()  # All ranks have read the metrics before the first of them cuts the file.
         self._log = metrics.Log(job.run / folder.METRICS, first) if here.leads else None
+        self.board = board.Board(job.settings, job.run, here, first)
         self._since = time.perf_counter()
         self._logged = first
         self._waited_s = 0.0
@@ -70,6 +72,10 @@ class Book:
             if batch is None:
                 return
             yield batch
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self._since += seconds
 
     def due(self, every: int) -> bool:
         """Whether the step just taken is a multiple of `every`."""
@@ -119,6 +125,7 @@ class Book:
         if self._log is None:
             return
         self._log.close()
+        self.board.close()
         run = self.job.run
         lines = metrics.table(run / folder.METRICS, run / folder.METRICS_TABLE)
         finite = [line for line in lines if line["loss"] is not None]
@@ -167,6 +174,7 @@ class Book:
         self._since, self._logged, self._waited_s, self._failed = now, self.step, 0.0, 0
         if self._log is not None:
             self._log.write(line)
+        self.board.write("train", line)
 
     def _info(self, method: dino.Dino) -> export.Info:
         settings = self.job.settings

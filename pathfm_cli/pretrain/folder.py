@@ -4,6 +4,10 @@ run.json             what is being trained: the header of the checkpoint to come
 config.toml          the recipe, resolved; `--recipe run/config.toml` repeats it
 patches.parquet      the fixed patch set that ODCorr is measured on
 metrics.jsonl        a line a log step; metrics.parquet when the run is finished
+watch.jsonl          a line a look at the teacher; watch.parquet when the run is finished
+crops.jpg            views of the first patches, as the networks got them
+neighbours.jpg       patches of the fixed set and their nearest neighbours, at the last look
+tensorboard/         the metrics once more, if the recipe wants it
 skipped/rank-N.jsonl  patches that could not be read and were replaced, if any
 checkpoints/step-N/  to go on from
 exports/step-N/      the teacher on the way, if the recipe wants it
@@ -30,6 +34,11 @@ CONFIG = "config.toml"
 PATCHES = "patches.parquet"
 METRICS = "metrics.jsonl"
 METRICS_TABLE = "metrics.parquet"
+WATCH = "watch.jsonl"
+WATCH_TABLE = "watch.parquet"
+CROPS = "crops.jpg"
+NEIGHBOURS = "neighbours.jpg"
+TENSORBOARD = "tensorboard"
 SKIPPED = "skipped"
 CHECKPOINTS = "checkpoints"
 EXPORTS = "exports"
@@ -41,9 +50,14 @@ _OWN = (
     RESULT,
     MODEL,
     METRICS_TABLE,
+    WATCH_TABLE,
     CHECKPOINTS,
     EXPORTS,
     METRICS,
+    WATCH,
+    CROPS,
+    NEIGHBOURS,
+    TENSORBOARD,
     SKIPPED,
     PATCHES,
     CONFIG,
@@ -97,12 +111,12 @@ def prepare(
 ) -> None:
     """Write the identity and the resolved recipe; what another run left goes first.
 
-    Call it only with `lock`, after `inspect`.
+    Of a run that goes on only the recipe is renewed: what only looks on may have changed. Call it
+    only with `lock`, after `inspect`.
     """
     old = _identity(run)
-    if not overwrite and old is not None and old.id == header.id:
-        return
-    for name in _OWN:
+    goes_on = not overwrite and old is not None and old.id == header.id
+    for name in () if goes_on else _OWN:
         _remove(run / name)
     with disk.atomic(run / CONFIG) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")

@@ -47,18 +47,36 @@ def table(source: Path, target: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def last_step(path: Path) -> int:
-    """Step of the last complete line, 0 if there is none; reads only the file's end."""
+def last_line(path: Path) -> dict[str, Any]:
+    """The last complete line, empty if there is none; reads only the file's end."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             tail = file.read().split(b"\n")[:-1]
     except OSError:
-        return 0
+        return {}
     try:
-        return int(json.loads(tail[-1])["step"]) if tail else 0
+        return dict(json.loads(tail[-1])) if tail else {}
     except ValueError:
-        return 0
+        return {}
+
+
+def last_step(path: Path) -> int:
+    """Step of the last complete line, 0 if there is none."""
+    return int(last_line(path).get("step", 0))
+
+
+def said(line: Mapping[str, Any]) -> str:
+    """A line of metrics in short, for a person who waits: loss, learning rate, speed, stall."""
+    words = {
+        "loss": "loss {:.3f}",
+        "lr": "lr {:.2g}",
+        "images_per_s": "{:.4g} img/s",
+        "stall": "stall {:.0%}",
+    }
+    return " ".join(
+        text.format(line[name]) for name, text in words.items() if line.get(name) is not None
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,12 @@ from pathfm_cli.pretrain import schedule, sections
 from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
+ASIDE = (
+    *("compile", "device_batch", "max_failed", "max_nonfinite", "on_collapse"),
+    *("checkpoint_every", "keep_checkpoints", "export_every", "log_every"),
+    *("watch_every", "watch_data", "watch_images", "tensorboard"),
+)
+"""Settings of `train` that decide no weight: no part of a run's identity, free on resume."""
 
 _check = sections.check
 
@@ -164,6 +170,16 @@ class Train:
     """Steps between lines of `metrics.jsonl`."""
     probe_patches: int = 512
     """Patches recorded as `patches.parquet`, the fixed set that ODCorr is measured on."""
+    watch_every: int = 0
+    """Steps between looks at the teacher: ODCorr and RankMe of the fixed set, see `watch`; 0: none.
+    Like the other settings of `ASIDE` it decides no weight."""
+    watch_data: str = ""
+    """Images with labels that each look also judges by k-NN and a linear probe: a folder, a table
+    or the name of a data set; `--watch` sets it."""
+    watch_images: int = 2048
+    """Images of each split of `watch_data` that are used at most."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, to `tensorboard/`; needs the extra of that name."""
     seed: int = 0
     """Seed of every random choice."""
 
@@ -172,9 +188,15 @@ class Train:
         for name in (*positive, "patches_per_window"):
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}", "1 or more")
         _check(0 <= self.max_failed <= 1, f"train.max_failed is {self.max_failed}", "0 to 1")
-        free = ("device_batch", "distinct_patches", "export_every", "probe_patches", "seed")
-        for name in (*free, "max_nonfinite", "keep_checkpoints"):
+        free = ("device_batch", "distinct_patches", "export_every", "probe_patches", "watch_every")
+        for name in (*free, "max_nonfinite", "keep_checkpoints", "seed"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
+        _check(self.watch_images > 0, f"train.watch_images is {self.watch_images}", "1 or more")
+        _check(
+            bool(self.watch_every) or not self.watch_data,
+            "train.watch_data says what to look at, and train.watch_every never to look",
+            "--set train.watch_every=1000",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

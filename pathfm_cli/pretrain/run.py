@@ -67,8 +67,9 @@ def check(
         errors.UsageError: the encoder cannot be built, a device is missing, or the batch does not
             divide by the processes.
         errors.OutputClash: the folder holds something else.
+        errors.PathfmError: as `watch.check`.
     """
-    from pathfm_cli.pretrain import networks, origin
+    from pathfm_cli.pretrain import networks, origin, watch
 
     if overwrite and machine.nodes.count > 1:
         raise errors.UsageError(
@@ -77,6 +78,7 @@ def check(
     origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
     processes = launch.processes(machine.processes, machine.device) * machine.nodes.count
+    watch.check(settings)
     return Size(networks.count(settings), shared(settings, machine, processes))
 
 
@@ -87,7 +89,7 @@ def pretrain(
     machine: Machine,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, said: None,
 ) -> Done:
     """Train an encoder in the folder `run`, through torchrun's API; continue what is unfinished.
 
@@ -99,7 +101,7 @@ def pretrain(
         settings: the recipe.
         machine: processes and devices.
         overwrite: replace a run made with other inputs or settings.
-        progress: called with steps done and steps in all.
+        progress: called with steps done, steps in all, and the newest metrics in short.
 
     Raises:
         errors.OutputClash: the folder holds something else.
@@ -233,16 +235,22 @@ def worker_arguments(
 
 
 def _reporter(
-    run: Path, settings: recipe.Recipe, progress: Callable[[int, int], None]
+    run: Path, settings: recipe.Recipe, progress: Callable[[int, int, str], None]
 ) -> Callable[[], None]:
     from pathfm_cli.pretrain import metrics
 
-    return lambda: progress(metrics.last_step(run / folder.METRICS), settings.train.steps)
+    def report() -> None:
+        line = metrics.last_line(run / folder.METRICS)
+        progress(int(line.get("step", 0)), settings.train.steps, metrics.said(line))
+
+    return report
 
 
 def _values(settings: recipe.Recipe) -> dict[str, Any]:
-    """The recipe as JSON values: lists for tuples, as they come back from a file."""
+    """What decides the weights, as JSON values: lists for tuples, as they come back from a file."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    for name in recipe.ASIDE:
+        del values["train"][name]
     return values
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pathfm_cli import errors
 from pathfm_cli.data import stream
-from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, share
+from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, share, watch
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -30,13 +30,18 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
     first = checkpoint.restore(job.run / folder.CHECKPOINTS, method, job.header.id)
     _announce(job, here, first)
     ledger = book.Book(job, here, first)
+    watcher = watch.Watch(job, here, first, ledger.board)
+    ledger.pause(watcher.look(first, method))
     for batch in ledger.timed(batches(job, here, first)):
         pixels = batch.pixels.to(here.device, non_blocking=True)
+        watcher.show(ledger.step, pixels, batch.indices.numpy())
         views = augment.parts(job.settings, pixels, batch.indices.numpy(), job.parts)
         logged = ledger.next_is_logged
         outcome = method.step_in_parts(ledger.step, views, job.parts, measure=logged)
         ledger.count(method, outcome, batch)
         stopped = here.any(stopping())
+        if not stopped or ledger.step == settings.steps:
+            ledger.pause(watcher.look(ledger.step, method))
         if stopped or ledger.step == settings.steps or ledger.due(settings.checkpoint_every):
             ledger.save(method)
         if settings.export_every and ledger.due(settings.export_every):
@@ -46,6 +51,7 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
                 f"Stopped after step {ledger.step} of {settings.steps}; a checkpoint is kept.",
                 "run the same command again to go on",
             )
+    watcher.close()
     ledger.finish(method)
 
 

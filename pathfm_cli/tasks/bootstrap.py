@@ -24,17 +24,37 @@ def balanced_accuracy(
 ) -> tuple[float, float]:
     """Percentile interval of the mean balanced accuracy over runs.
 
-    A resample without a class leaves it out, as `metrics.balanced_accuracy` does. The interval
-    holds the chance in the choice of the test images, not that of training.
+    The interval holds the chance in the choice of the test images, not that of training.
+
+    Args:
+        labels_N: as in `resampled`, like the others.
+        right_N: share of the runs that predict it.
+        units_N: what is drawn together.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end of the central `LEVEL` of `DRAWS` resamples.
+    """
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled(labels_N, right_N, units_N, seed), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled(
+    labels_N: npt.NDArray[np.int64],
+    right_N: npt.NDArray[np.float64],
+    units_N: npt.NDArray[np.int64],
+    seed: int,
+) -> npt.NDArray[np.float64]:
+    """Balanced accuracy of `DRAWS` resamples, the same units in each whatever was predicted.
+
+    A resample without a class leaves it out, as `metrics.balanced_accuracy` does.
 
     Args:
         labels_N: class of each row.
         right_N: share of the runs that predict it.
         units_N: number 0, 1, ... of what is drawn together, as a patient; `arange(N)` draws rows.
         seed: of the draws.
-
-    Returns:
-        Lower and upper end of the central `LEVEL` of `DRAWS` resamples.
     """
     units, classes = int(units_N.max()) + 1, int(labels_N.max()) + 1
     cells = units_N * classes + labels_N
@@ -48,6 +68,4 @@ def balanced_accuracy(
         seen_C = drawn_U @ counts_UC
         there = seen_C > 0
         scores[number] = np.mean((drawn_U @ hits_UC)[there] / seen_C[there])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(scores, [tail, 1 - tail])
-    return float(low), float(high)
+    return scores

@@ -155,7 +155,7 @@ def unpack(archive: Path, root: Path, resource: base.Resource) -> None:
         if archive.suffix == ".zip":
             _unzip(archive, root, resource)
         else:
-            _gunzip(archive, root / resource.makes, resource.max_unpacked_bytes)
+            _gunzip(archive, root, resource)
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
         raise _unsafe(archive, f"it is damaged ({_reason(error)})") from error
 
@@ -257,20 +257,26 @@ def _refuse_unsafe(archive: Path, entry: zipfile.ZipInfo) -> None:
         raise _unsafe(archive, f"{entry.filename!r} is a link or no plain file")
 
 
-def _gunzip(archive: Path, target: Path, limit: int) -> None:
+def _gunzip(archive: Path, root: Path, resource: base.Resource) -> None:
+    target = root / resource.makes
     with gzip.open(archive) as data:
-        _copy(data, target, limit, archive)
+        _copy(data, target, resource.max_unpacked_bytes, archive, resource.unpacked_md5)
 
 
-def _copy(data: Any, target: Path, limit: int, archive: Path) -> None:
+def _copy(data: Any, target: Path, limit: int, archive: Path, md5: str = "") -> None:
     """Write at most `limit` bytes to a file that appears whole; many files, so no fsync of each."""
     temporary = target.with_name(f"{target.name}.tmp")
+    digest = hashlib.md5(usedforsecurity=False)
     try:
         with temporary.open("wb") as file:
             while block := data.read(BLOCK):
                 if file.tell() + len(block) > limit:
                     raise _unsafe(archive, f"{target.name} unpacks to more than {limit:,} bytes")
                 file.write(block)
+                if md5:
+                    digest.update(block)
+        if md5 and digest.hexdigest() != md5:
+            raise _unsafe(archive, f"it unpacks to the checksum {digest.hexdigest()}, not {md5}")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

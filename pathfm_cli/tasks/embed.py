@@ -24,7 +24,7 @@ import torch
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.model import transform, weights
-from pathfm_cli.tasks import source
+from pathfm_cli.tasks import ranks, source
 
 CHUNK = 2048
 """Rows written together; a killed run loses at most these."""
@@ -80,6 +80,8 @@ def embed(
 ) -> Embedded:
     """Embed every row of a source and write the `embeddings` artifact, in the order of the source.
 
+    Processes that torchrun started share the chunks; the file is the one of a single process.
+
     Args:
         data: what to embed.
         encoder: with what.
@@ -97,11 +99,32 @@ def embed(
     if record := artifacts.finished(out, header, overwrite=overwrite):
         return Embedded(record, False, _failures(pl.scan_parquet(Path(out))))
     parts = artifacts.Parts(out, header)
-    failures = _write_parts(data, encoder, parts, reading or Reading(), progress)
-    attached = {} if data.table is None else {"slides": _slides(data, data.table)}
-    record = artifacts.write_table(out, parts.scan(), header, attached=attached)
-    parts.discard()
-    return Embedded(record, True, failures)
+    with ranks.join() as joined:
+        failures = _write_parts(data, encoder, parts, reading or Reading(), progress, joined)
+        joined.wait()
+        if joined.leads:
+            failures = _failures(parts.scan())
+            attached = {} if data.table is None else {"slides": _slides(data, data.table)}
+            artifacts.write_table(out, parts.scan(), header, attached=attached)
+            parts.discard()
+        joined.wait()
+    return Embedded(artifacts.read_header(out, "embeddings").record(out), True, failures)
+
+
+def vectors(
+    data: source.Source, encoder: weights.Encoder, reading: Reading | None = None
+) -> tuple[Features, list[str | None]]:
+    """Embed every row of a small source in memory; writes nothing.
+
+    Returns:
+        (N, K) float32 in the order of the source, and why a row (then zero) has no vector.
+    """
+    reading = reading or Reading()
+    size, total = reading.batch_size or fitting_batch(encoder), data.rows.height
+    batches = [range(at, min(at + size, total)) for at in range(0, total, size)]
+    parts = list(_forward(data, encoder, batches, reading.workers))
+    reasons = [reason for _, _, lost in parts for reason in lost]
+    return np.concatenate([rows for _, rows, _ in parts]), reasons
 
 
 def summary(done: Embedded, data: source.Source, encoder: weights.Encoder) -> list[str]:
@@ -140,11 +163,13 @@ def _write_parts(
     parts: artifacts.Parts,
     reading: Reading,
     progress: Report,
+    joined: ranks.Ranks,
 ) -> list[tuple[str, str]]:
-    """Compute the chunks that are not there yet; return the failures of all of them."""
+    """Compute this process's chunks that are not there yet; return the failures of what is."""
     total, finished = data.rows.height, parts.done()
     chunks = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
-    missing = [chunk for chunk in chunks if chunk.start // CHUNK not in finished]
+    mine = [chunk for chunk in chunks if joined.mine(chunk.start // CHUNK)]
+    missing = [chunk for chunk in mine if chunk.start // CHUNK not in finished]
     done = total - sum(map(len, missing))
     failures = _failures(parts.scan()) if finished else []
     _check_failures(failures, reading.max_failed, f"{done} {data.what}")

@@ -22,7 +22,7 @@ from pathfm_cli import artifacts, errors
 
 CHUNK_ROWS = 4096
 """Rows read at a time: 32 MB of float64 at K = 1024."""
-COLUMNS = ("id", "label", "split", "group")
+COLUMNS = ("id", "label", "split", "group", "slide", "fold")
 _AGAIN = "make it again: pathfm embed ... -o FILE"
 _FORMATS = "Parquet with a float list column `embedding`, .npy or .safetensors"
 
@@ -44,6 +44,8 @@ class Features:
     """One row a vector: `usable`, and those of `COLUMNS` that the file has."""
     blocks: Callable[[Mask], Iterator[Array]]
     """Chunks of the rows that a mask over the file keeps, in order."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What an `embeddings` artifact says of how it was made; of a foreign file nothing."""
 
     @property
     def failed(self) -> int:
@@ -161,7 +163,8 @@ def _open_parquet(path: Path) -> Features:
         own = "pathfm" in pl.read_parquet_metadata(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} is not a file of embeddings.", _FORMATS) from error
-    parent = _own_parent(path) if own else _content(path)
+    header = artifacts.read_header(path, "embeddings") if own else None
+    parent = f"embeddings:{header.id}" if header else _content(path)
     kind = schema.get("embedding")
     if not isinstance(kind, pl.List | pl.Array) or not kind.inner.is_float():
         has = ", ".join(schema)
@@ -171,11 +174,7 @@ def _open_parquet(path: Path) -> Features:
     def blocks(keep: Mask) -> Iterator[Array]:
         return _parquet_blocks(path, pl.Array(kind.inner, width), keep)
 
-    return Features(path, parent, width, table, blocks)
-
-
-def _own_parent(path: Path) -> str:
-    return f"embeddings:{artifacts.read_header(path, 'embeddings').id}"
+    return Features(path, parent, width, table, blocks, header.settings if header else {})
 
 
 def _describe(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,8 @@ class Data:
     names: Mapping[str, str]
     """What the file calls the split of each role that it has."""
     classes: tuple[str, ...]
-    """Label names, sorted (numbers by size); position = class."""
+    """Label names, in the order of the catalogue for a data set of it, else sorted (numbers by
+    size); position = class."""
     rows: Mapping[str, features.Rows]
     """Positions in the file, ascending."""
     labels: Mapping[str, npt.NDArray[np.int64]]
@@ -37,20 +39,6 @@ class Data:
 
     select: str | None
     """The role that chooses the state of a run; None where the last one is taken."""
-
-    def units(self, role: str) -> npt.NDArray[np.int64]:
-        """What belongs together in a role, (n,) numbers from 0: the groups, else each row alone.
-
-        Rows without a group stand alone.
-        """
-        rows = self.rows[role]
-        if "group" not in self.source.table.columns:
-            return np.arange(len(rows))
-        alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
-        named = self.source.table["group"].gather(rows).cast(pl.String)
-        keys = pl.select(pl.coalesce(pl.format("group {}", named), alone)).to_series()
-        found: npt.NDArray[np.int64] = np.unique(keys.to_numpy(), return_inverse=True)[1]
-        return found
 
     @property
     def report(self) -> str:
@@ -87,13 +75,29 @@ def prepare(source: features.Features, wanted: Mapping[str, str], select: str = 
                 f"{source.path} has no row with a label and an embedding in {names[role]!r}.",
                 f"pathfm show {source.path}",
             )
-    classes, labels = _number(source, names, rows)
+    classes, labels = number(source, names, rows)
     unlabelled = sum(len(every[role]) - len(rows[role]) for role in rows)
     notes = _selection_notes(names, select) + _notes(source, names, unlabelled)
     notes += _missing_classes(classes, labels)
     report = "test" if "test" in names else "val"
     chooses = {"val": "val" if "val" in names else "test", "test": report, "last": None}[select]
     return Data(source, names, classes, rows, labels, tuple(notes), chooses)
+
+
+def units(
+    source: features.Features, rows: features.Rows, by: str = "group"
+) -> npt.NDArray[np.int64]:
+    """What belongs together among rows, (n,) numbers from 0: by a column, else each row alone.
+
+    Rows without a value stand alone.
+    """
+    if by not in source.table.columns:
+        return np.arange(len(rows))
+    alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
+    named = source.table[by].gather(rows).cast(pl.String)
+    keys = pl.select(pl.coalesce(pl.format("group {}", named), alone)).to_series()
+    found: npt.NDArray[np.int64] = np.unique(keys.to_numpy(), return_inverse=True)[1]
+    return found
 
 
 def _names(source: features.Features, wanted: Mapping[str, str]) -> dict[str, str]:
@@ -114,9 +118,19 @@ def _names(source: features.Features, wanted: Mapping[str, str]) -> dict[str, st
     return names
 
 
-def _number(
+def number(
     source: features.Features, names: Mapping[str, str], rows: Mapping[str, features.Rows]
 ) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
+    """The classes of `train`, and of every role the class of each row.
+
+    Args:
+        source: embeddings with a column `label`.
+        names: what the file calls each role, for messages.
+        rows: positions of rows with a label by role.
+
+    Raises:
+        errors.InputError: as `prepare`, about labels.
+    """
     column = source.table["label"]
     if column.dtype.is_nested() or column.dtype.is_float():
         raise errors.InputError(
@@ -125,7 +139,7 @@ def _number(
         )
     if not column.dtype.is_integer():
         column = column.cast(pl.String)
-    known = column.gather(rows["train"]).unique().sort()
+    known = _ordered(column.gather(rows["train"]).unique().sort(), source.settings)
     if len(known) < 2:
         raise errors.InputError(
             f"{source.path} has one class in train ({known[0]}): nothing to tell apart.",
@@ -140,8 +154,17 @@ def _number(
                 f"{', '.join(strange[:5])}.",
                 "name the same classes in every split",
             )
-        labels[role] = known.search_sorted(found).to_numpy().astype(np.int64)
+        place = {name: at for at, name in enumerate(known)}
+        labels[role] = np.array([place[name] for name in found], dtype=np.int64)
     return tuple(map(str, known)), labels
+
+
+def _ordered(known: pl.Series, settings: Mapping[str, Any]) -> pl.Series:
+    """Classes as the catalogue numbers them, where the embeddings are of a data set of it."""
+    published = settings.get("classes", []) if "task" in settings else []
+    if set(known) <= set(published):
+        return pl.Series([name for name in published if name in set(known)], dtype=known.dtype)
+    return known
 
 
 def _selection_notes(names: Mapping[str, str], select: str) -> list[str]:

@@ -139,7 +139,7 @@ def plan(source: features.Features, out: Path | None, split: str | None) -> dict
         "excluded_rows": source.failed,
         "width": source.width,
         "gram_side": min(rows, source.width),
-        "writes": [str(path) for path in scores.written(out, heads=False)],
+        "writes": [str(path) for path in scores.written(out)],
     }
 
 

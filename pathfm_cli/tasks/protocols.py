@@ -126,6 +126,7 @@ PROTOCOLS = {
 }
 
 
+METHODS = ("linear", "logreg", "knn", "simpleshot")
 SELECT = ("val", "test", "last")
 """`last` looks at no split: every run takes all steps, and its last state is reported."""
 
@@ -161,9 +162,41 @@ class Config:
     """Split that is reported."""
     select: str = "val"
     """Which split chooses the state of each run, one of `SELECT`."""
+    method: str = "linear"
+    """What is trained, one of `METHODS`; the protocol is that of `linear`."""
+    neighbours: int = 20
+    """Of `knn`: how many vote (Caron et al. 2021 report 10 and 20)."""
+    shots: int | None = None
+    """Training images of each class, drawn anew for each run; None takes all."""
+    folds: int | str | None = None
+    """Cross-validation instead of the splits: a number of folds, or the column that names them."""
+    by: str = "group"
+    """Column of what stays together in the folds that are made, and is resampled together."""
+    lr_scales: tuple[float, ...] = ()
+    """Of `linear`: factors on the learning rate to try beside 1; they choose nothing."""
 
     def __post_init__(self) -> None:
         find(self.protocol)
+        if self.method not in METHODS:
+            close = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(METHODS)}"
+            raise errors.UsageError(f"There is no method {self.method!r}.", hint)
+        if self.method != "linear" and self.protocol != "paper":
+            raise errors.UsageError(
+                f"--protocol {self.protocol} is one of --method linear, not of {self.method}.",
+                "leave one of them out",
+            )
+        if self.by != "group" and not isinstance(self.folds, int):
+            raise errors.UsageError("--by goes with a number of folds.", "--folds 5 --by slide")
+        if self.lr_scales and self.method != "linear":
+            raise errors.UsageError(
+                f"--method {self.method} has no learning rate.", "leave --lr-scales out"
+            )
+        if any(not 0 < scale < math.inf or scale == 1 for scale in self.lr_scales):
+            raise errors.UsageError(
+                "--lr-scales are positive factors other than 1, which is always there.",
+                "--lr-scales 0.1,0.3,3,10",
+            )
         if self.select not in SELECT:
             raise errors.UsageError(
                 f"--select {self.select} is none of {', '.join(SELECT)}.", "--select last"
@@ -179,9 +212,24 @@ class Config:
         return {role: getattr(self, role) for role in ("train", "val", "test")}
 
     def settings(self) -> dict[str, Any]:
-        """What the `scores` artifact records of how it was made."""
-        protocol = dataclasses.asdict(find(self.protocol))
-        return {"task": "probe", **dataclasses.asdict(self), "protocol": protocol}
+        """What the `scores` artifact records of how it was made: what has a meaning here."""
+        settings = {"task": "probe", **dataclasses.asdict(self), "runs": len(self.seeds())}
+        settings["protocol"] = dataclasses.asdict(find(self.protocol))
+        settings["lr_scales"] = list(self.lr_scales)
+        if self.method != "linear":
+            del settings["protocol"], settings["lr_scales"]
+        if self.method != "knn":
+            del settings["neighbours"]
+        if self.folds is not None:
+            del settings["train"], settings["val"], settings["test"]
+        if not isinstance(self.folds, int):
+            del settings["by"]
+        return settings
+
+    def seeds(self) -> list[int]:
+        """One a run; a single one where all runs would be the same."""
+        alone = self.method != "linear" and self.shots is None
+        return [self.seed + run for run in range(1 if alone else self.runs)]
 
 
 def schedule(protocol: Protocol, n_train: int) -> Schedule:

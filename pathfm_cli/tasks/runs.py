@@ -38,7 +38,7 @@ def plan(run: Path, patches: Path | None, out: Path | None) -> dict[str, Any]:
     """
     chosen = patches or patches_of(run)
     rows = artifacts.read_header(chosen, "patches").rows
-    writes = [str(path) for path in scores.written(out, heads=False)]
+    writes = [str(path) for path in scores.written(out)]
     return {"input": str(run), "patches": str(chosen), "rows": rows, "writes": writes}
 
 

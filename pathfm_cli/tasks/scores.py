@@ -39,14 +39,25 @@ class Place:
     table: Path
     document: Path
     heads: Path
+    predictions: Path
 
 
 def place(out: str | Path) -> Place:
     """Name the files: `-o NAME.parquet` is the table itself, any other name a folder for it."""
     out = Path(out)
     if out.suffix == ".parquet":
-        return Place(out, out.with_suffix(".json"), out.with_suffix(".heads.safetensors"))
-    return Place(out / "scores.parquet", out / "scores.json", out / "heads.safetensors")
+        return Place(
+            out,
+            out.with_suffix(".json"),
+            out.with_suffix(".heads.safetensors"),
+            out.with_suffix(".predictions.parquet"),
+        )
+    return Place(
+        out / "scores.parquet",
+        out / "scores.json",
+        out / "heads.safetensors",
+        out / "predictions.parquet",
+    )
 
 
 def table(rows: Iterable[Row]) -> pl.DataFrame:
@@ -54,12 +65,15 @@ def table(rows: Iterable[Row]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), SCHEMA, orient="row")
 
 
-def written(out: str | Path | None, *, heads: bool = True) -> list[Path]:
+def written(
+    out: str | Path | None, *, heads: bool = False, predictions: bool = False
+) -> list[Path]:
     """What `write` leaves behind."""
-    found = place(out) if out else None
-    if found is None:
+    if out is None:
         return []
-    return [found.table, found.document, *([found.heads] if heads else [])]
+    found = place(out)
+    more = [(found.heads, heads), (found.predictions, predictions)]
+    return [found.table, found.document, *(path for path, there in more if there)]
 
 
 def check_free(
@@ -95,6 +109,7 @@ def write(
     header: artifacts.Header,
     details: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    predicted: tuple[pl.DataFrame, artifacts.Header] | None = None,
 ) -> dict[str, Any]:
     """Write the result and return its record; the table appears last, so it means "complete".
 
@@ -104,12 +119,16 @@ def write(
         header: of kind scores.
         details: more for the JSON document.
         tensors: what was trained, kept as safetensors.
+        predicted: an artifact of what was predicted for each image, and its header.
     """
     files = place(out)
     named = {**header.files, "document": files.document.name}
+    named |= {"heads": files.heads.name} if tensors else {}
+    named |= {"predictions": files.predictions.name} if predicted else {}
     header = dataclasses.replace(header, rows=frame.height, files=named)
+    if predicted:
+        artifacts.write_table(files.predictions, *predicted)
     if tensors:
-        header = dataclasses.replace(header, files={**named, "heads": files.heads.name})
         with disk.atomic(files.heads) as temporary:
             # save_file would leave a file that only its owner can read.
             temporary.write_bytes(safetensors_numpy.save(dict(tensors), {"scores": header.id}))

@@ -10,24 +10,12 @@ from pathlib import Path
 import geopandas
 import pytest
 from PIL import Image
+from processes import pathfm
 
 from pathfm_cli import artifacts
 
 ROOT = Path(__file__).parents[2]
 DEMO_SLIDE = ROOT / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
-
-
-def pathfm(
-    *arguments: str | Path, cwd: Path, stdin: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from processes import pathfm
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, vit
@@ -17,19 +15,6 @@ from pathfm_cli.tasks import runs
 
 OWN = "run/patches.parquet"
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
-
-
-def pathfm(*arguments, cwd, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *arguments],
-        cwd=cwd,
-        input=stdin,
-        stdin=None if stdin is not None else subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.fixture(scope="module")

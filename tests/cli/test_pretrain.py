@@ -86,6 +86,7 @@ def test_a_run_ends_with_its_record_and_files(finished):
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {
         *("run.json", "config.toml", "patches.parquet", "metrics.jsonl", "metrics.parquet"),
+        *("watch.jsonl", "watch.parquet", "crops.jpg", "neighbours.jpg"),
         *("checkpoints", "model.json", "teacher.safetensors"),
     }
     assert len(metrics(run)) == 8
@@ -396,3 +397,15 @@ def test_help_is_quick_and_leads_with_examples():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "pathfm pretrain tissue.parquet --recipe tiny -o run/" in done.stdout
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_labelled_images_are_checked_before_anything_starts(tissue, folder):
+    table, run = folder / "labelled.csv", folder / "watched"
+    table.write_text("path,label,split\n1.png,a,train\n2.png,b,train\n3.png,b,test\n")
+    command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, "-n", "--watch"]
+    assert pathfm(*command, table).returncode == 0
+    absent = pathfm(*command, folder / "absent")
+    assert absent.returncode == 3 and "absent is not there" in absent.stderr
+    never = pathfm(*command, table, "--set", "train.watch_every=0")
+    assert never.returncode == 2 and "train.watch_every=1000" in never.stderr
+    assert not run.exists()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,21 +8,9 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
+from processes import pathfm
 
 from pathfm_cli import artifacts
-
-
-def pathfm(*arguments, cwd, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *arguments],
-        cwd=cwd,
-        input=stdin,
-        stdin=None if stdin is not None else subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def frame(splits, labels=("a", "b", "c")):
@@ -68,7 +55,12 @@ def test_scores_heads_and_rerun(folder):
     assert record["metrics"]["balanced_accuracy"] > 0.9
     assert record["metrics"]["runs"] == 2
     names = {path.name for path in (folder / "scores").iterdir()}
-    assert names == {"scores.parquet", "scores.json", "heads.safetensors"}
+    assert names == {
+        "scores.parquet",
+        "scores.json",
+        "heads.safetensors",
+        "predictions.parquet",
+    }
     again = pathfm("probe", "e.parquet", "-o", "scores", "--runs", "2", "-q", cwd=folder)
     assert again.returncode == 0 and "up to date" in again.stderr
     assert again.stdout == record["path"] + "\n"
@@ -99,7 +91,8 @@ def test_dry_run(folder):
     plan = json.loads(done.stdout)
     assert plan["rows"] == {"train": 60, "val": 30, "test": 30}
     assert (plan["batch_size"], plan["lr"]) == (256, 0.000625)
-    assert plan["writes"] == ["new.parquet", "new.json", "new.heads.safetensors"]
+    writes = ["new.parquet", "new.json", "new.heads.safetensors", "new.predictions.parquet"]
+    assert plan["writes"] == writes
     assert not list(folder.glob("new*"))
 
 
@@ -120,6 +113,12 @@ def test_a_terminal_gets_a_table(folder):
         (["e.parquet", "--runs", "0"], 2, "--runs"),
         (["e.parquet", "--test", "tset"], 2, "no split 'tset'"),
         (["e.parquet", "--device", "tpu"], 2, "no device 'tpu'"),
+        (["e.parquet", "--method", "knm"], 2, "no method 'knm'"),
+        (["e.parquet", "--folds", "1"], 2, "--folds 1"),
+        (["e.parquet", "--folds", "3"], 2, "no column 'group'"),
+        (["e.parquet", "--reference", "paper"], 2, "needs to know the data set"),
+        (["e.parquet", "--compare", "absent"], 3, "absent does not exist"),
+        (["e.parquet", "--compare", "e.parquet"], 3, "is of kind embeddings"),
         (["e.parquet", "-o", "taken"], 2, "holds no pathfm scores"),
         (["strange.parquet"], 3, "labels that train lacks: z"),
         (["z.npy"], 3, "no column `label`"),
@@ -133,3 +132,20 @@ def test_wrong_input(folder, arguments, code, message):
     lines = done.stderr.splitlines()
     assert lines[0].startswith("pathfm: ") and message in lines[0]
     assert lines[1].startswith("hint: ") and len(lines) == 2
+
+
+def test_a_comparison_and_a_reference_change_nothing_in_the_artifact(folder):
+    named = {"task": "bach", "model": "kaiko-s16", "classes": ["a", "b", "c"]}
+    header = artifacts.Header(kind="embeddings", settings=named)
+    frame = artifacts.read_table(folder / "e.parquet").frame
+    artifacts.write_table(folder / "n.parquet", frame, header)
+    knn = ("probe", "n.parquet", "--method", "knn", "-o", "knn")
+    assert pathfm(*knn, cwd=folder).returncode == 0
+    before = (folder / "knn" / "scores.parquet").read_bytes()
+    done = pathfm(*knn, "--compare", "knn", "--reference", "paper", cwd=folder)
+    metrics = json.loads(done.stdout)["metrics"]
+    assert (metrics["difference"], metrics["p_mcnemar"], metrics["p_bootstrap"]) == (0, 1, 1)
+    assert metrics["compared_images"] == 30 and metrics["reference"] == 0.797
+    assert metrics["balanced_accuracy"] > 0.9 and metrics["reference_passed"] == 0
+    assert done.returncode == 5 and "FAIL: DINO ViT-S16 (ours) on bach" in done.stderr
+    assert (folder / "knn" / "scores.parquet").read_bytes() == before

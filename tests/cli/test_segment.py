@@ -1,30 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from processes import pathfm
 
 NUCLEI = Path(__file__).parents[2].parent / "shared" / "data" / "patches" / "dsb2018"
 MODEL = ("--model", "random/vit_tiny_patch16_224")
-
-
-def pathfm(*arguments, cwd, timeout=120):
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *arguments],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PATHFM_MODEL": ""},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,17 @@
 """`--task` in embed, probe and segment, and `pathfm tasks`: real processes on tiny trees."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from processes import pathfm
 from scipy import io as scipy_io
 
 MODEL = ("--model", "random/vit_tiny_patch16_224")
 MHIST = ("--task", "mhist", "--data", "mhist", "--partial")
-
-
-def pathfm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", *arguments],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PATHFM_MODEL": ""},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,16 @@
 import html
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import polars as pl
 import pytest
 import shapely
+from browsers import chromium
 from PIL import Image
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import contact
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ROWS = (
     # slide, tissue in px0, doubt in bits, error
     ("plain", shapely.box(200, 200, 2000, 2500), 0.05, None),
@@ -43,25 +41,6 @@ def sheet(demo_tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiles = {"tiles": str(table.file("tiles"))}
     artifacts.write_table(out, pl.concat(rows), artifacts.Header(kind="tissue", files=tiles))
     return contact.sheet(out, folder / "sheet")
-
-
-def browser() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("there is no Chromium on this machine")
-    return found
-
-
-def chromium(page: Path, *options: str) -> str:
-    """Open a page in a headless Chromium without network; returns what it prints."""
-    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += [
-        f"--user-data-dir={page.parent / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ]
-    return subprocess.run(
-        [*command, *options, page.as_uri()], check=True, capture_output=True, text=True, timeout=100
-    ).stdout
 
 
 def shown(document: str) -> list[str]:

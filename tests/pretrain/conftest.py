@@ -15,6 +15,7 @@ MICRO = (
     "train.batch_size=4",
     "train.checkpoint_every=4",
     "train.probe_patches=6",
+    "train.watch_every=0",
     "data.size_px=48",
     "crops.global_size_px=32",
     "crops.local_size_px=16",

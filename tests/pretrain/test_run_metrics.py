@@ -38,3 +38,9 @@ def test_the_table_holds_the_lines(tmp_path):
     source.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0}\n')
     assert metrics.table(source, target)[-1] == {"step": 2, "loss": 2.0}
     assert pl.read_parquet(target).to_dict(as_series=False) == {"step": [1, 2], "loss": [2.5, 2.0]}
+
+
+def test_a_line_in_short():
+    line = {"step": 3, "loss": 5.4321, "lr": 2e-4, "images_per_s": 412.34, "stall": 0.013}
+    assert metrics.said(line) == "loss 5.432 lr 0.0002 412.3 img/s stall 1%"
+    assert metrics.said({}) == ""

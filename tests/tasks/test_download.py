@@ -130,3 +130,22 @@ def test_sources() -> None:
         download.sources(FACTS, "ftp://mirror")
     with pytest.raises(errors.UsageError, match="mhist cannot be downloaded"):
         download.sources(catalogue.find("mhist").facts)
+
+
+def test_what_a_gz_unpacks_to_has_a_checksum_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x.gz").write_bytes(gzip.compress(CONTENT))
+    right = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+    wanted = resource("http://h", "x.gz", b"", unpacked_md5=right[::-1])
+    with pytest.raises(errors.PathfmError, match=f"unpacks to the checksum {right}, not"):
+        download.unpack(tmp_path / "x.gz", tmp_path, wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gz"]
+    download.unpack(
+        tmp_path / "x.gz", tmp_path, resource("http://h", "x.gz", b"", unpacked_md5=right)
+    )
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+def test_pcam_states_both_checksums_of_each_file() -> None:
+    both = {(one.md5, one.unpacked_md5) for one in FACTS.resources}
+    assert len(both) == 6 and len({md5 for pair in both for md5 in pair}) == 12
+    assert ("d8c2d60d490dbd479f8199bdfa0cf6ec", "2614b2e6717d6356be141d9d6dbfcb7e") in both

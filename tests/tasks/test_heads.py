@@ -14,6 +14,10 @@ from pathfm_cli.tasks import heads, protocols
 PAPER = protocols.find("paper")
 
 
+def runs(*seeds):
+    return [heads.Run(seed) for seed in seeds]
+
+
 def blobs(rows, classes=3, width=16, distance=2.0, seed=0):
     """Points around one random centre a class, float32, with their classes."""
     centres = (
@@ -101,8 +105,8 @@ def test_an_order_is_a_permutation_of_its_own():
 def test_a_run_does_not_depend_on_the_others():
     train, val = blobs(700, distance=1.0), blobs(300, distance=1.0, seed=1)
     protocol = dataclasses.replace(PAPER, steps=300)
-    five = heads.fit(train, val, 3, protocol, [10, 11, 12, 13, 14])
-    alone = heads.fit(train, val, 3, protocol, [13])
+    five = heads.fit(train, val, 3, protocol, runs(10, 11, 12, 13, 14))
+    alone = heads.fit(train, val, 3, protocol, runs(13))
     assert five.best_step[3] == alone.best_step[0]
     assert five.stopped_step[3] == alone.stopped_step[0]
     torch.testing.assert_close(five.heads.weight_RKC[3], alone.heads.weight_RKC[0])
@@ -112,7 +116,7 @@ def test_a_run_does_not_depend_on_the_others():
 def test_a_converged_probe_equals_logistic_regression():
     train, val = blobs(3000, distance=1.2), blobs(2000, distance=1.2, seed=1)
     protocol = dataclasses.replace(PAPER, steps=4000, lr=2.0)
-    fit = heads.fit(train, train, 3, dataclasses.replace(protocol, patience=1.0), [0, 1])
+    fit = heads.fit(train, train, 3, dataclasses.replace(protocol, patience=1.0), runs(0, 1))
     peer = linear_model.LogisticRegression(C=np.inf, max_iter=1000).fit(train[0], train[1])
     expected = sklearn_metrics.balanced_accuracy_score(val[1], peer.predict(val[0].numpy()))
     assert 0.7 < expected < 0.98
@@ -124,7 +128,7 @@ def test_a_converged_probe_equals_logistic_regression():
 def test_the_state_kept_is_the_best_one():
     train, val = blobs(500, distance=0.6), blobs(200, distance=0.6, seed=1)
     protocol = dataclasses.replace(PAPER, steps=200, lr=1.0)
-    fit = heads.fit(train, val, 3, protocol, [0, 1])
+    fit = heads.fit(train, val, 3, protocol, runs(0, 1))
     # Follow the same run step by step with sklearn as the judge.
     plan = protocols.schedule(protocol, 500)
     state, best, waited, stopped = heads.Heads.fresh([1], 16, 3), (-1.0, 0), 0, 0
@@ -153,7 +157,7 @@ def test_a_tie_is_no_improvement_and_runs_stop_alone():
 
 def test_the_last_epoch_is_cut_at_the_last_step():
     train = blobs(600)
-    fit = heads.fit(train, train, 3, dataclasses.replace(PAPER, steps=4, patience=1.0), [0])
+    fit = heads.fit(train, train, 3, dataclasses.replace(PAPER, steps=4, patience=1.0), runs(0))
     assert fit.stopped_step == [4]
 
 
@@ -205,25 +209,25 @@ def test_two_classes_have_one_output_only_where_the_protocol_says_so():
     train = blobs(100, classes=2)
     for name, outputs in (("paper", 2), ("eva-0.0.2", 1), ("eva-0.4", 1)):
         protocol = dataclasses.replace(protocols.find(name), steps=3)
-        assert heads.fit(train, train, 2, protocol, [0]).heads.weight_RKC.shape[2] == outputs
-        assert heads.fit(blobs(100), None, 3, protocol, [0]).heads.weight_RKC.shape[2] == 3
+        assert heads.fit(train, train, 2, protocol, runs(0)).heads.weight_RKC.shape[2] == outputs
+        assert heads.fit(blobs(100), None, 3, protocol, runs(0)).heads.weight_RKC.shape[2] == 3
 
 
 def test_a_shared_start_leaves_the_order_as_the_only_difference():
     train = blobs(600)
     protocol = dataclasses.replace(protocols.find("eva-0.0.2"), steps=1, lr=0.0)
-    fit = heads.fit(train, None, 3, protocol, [4, 5])
+    fit = heads.fit(train, None, 3, protocol, runs(4, 5))
     assert torch.equal(fit.heads.weight_RKC[0], fit.heads.weight_RKC[1])
-    moved = heads.fit(train, None, 3, dataclasses.replace(protocol, lr=1.0), [4, 5])
+    moved = heads.fit(train, None, 3, dataclasses.replace(protocol, lr=1.0), runs(4, 5))
     assert not torch.equal(moved.heads.weight_RKC[0], moved.heads.weight_RKC[1])
-    own = heads.fit(train, None, 3, dataclasses.replace(protocol, shared_start=False), [4, 5])
+    own = heads.fit(train, None, 3, dataclasses.replace(protocol, shared_start=False), runs(4, 5))
     assert not torch.equal(own.heads.weight_RKC[0], own.heads.weight_RKC[1])
 
 
 def test_the_last_state_takes_all_steps():
     train = blobs(300, distance=0.6)
     protocol = dataclasses.replace(PAPER, steps=60, lr=1.0)
-    fit = heads.fit(train, None, 3, protocol, [0, 1])
+    fit = heads.fit(train, None, 3, protocol, runs(0, 1))
     assert (fit.best_step, fit.stopped_step) == ([60, 60], [60, 60])
     plan = protocols.schedule(protocol, 300)
     weight, bias = reference(*train, 3, plan, 1, 60)

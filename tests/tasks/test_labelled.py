@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pathfm_cli import errors
+from pathfm_cli import artifacts, errors
 from pathfm_cli.tasks import features, labelled
+from pathfm_cli.tasks.datasets import catalogue
 
 ROLES = {"train": "train", "val": "val", "test": "test"}
 
@@ -104,7 +105,30 @@ def test_units_are_groups_and_rows_without_one_stand_alone(tmp_path):
     splits = ["train", "train", "test", "test", "test", "test", "test"]
     labels = list("ababaab")
     grouped = source(tmp_path, labels, splits, group=["p", "q", "r", "s", "r", None, None])
-    units = labelled.prepare(grouped, ROLES).units("test").tolist()
+    data = labelled.prepare(grouped, ROLES)
+    units = labelled.units(grouped, data.rows["test"]).tolist()
     assert units[0] == units[2] and len(set(units)) == 4 == max(units) + 1
     plain = labelled.prepare(source(tmp_path, labels, splits), ROLES)
-    assert plain.units("test").tolist() == [0, 1, 2, 3, 4]
+    assert labelled.units(plain.source, plain.rows["test"]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_data_set_of_the_catalogue_keeps_its_order_of_classes(tmp_path):
+    """MHIST numbers SSA 0 and HP 1; sorted by name it would be the other way round."""
+    splits = ["train", "train", "train", "test"]
+    vectors = pl.Series(np.ones((4, 2), np.float32), dtype=pl.Array(pl.Float32, 2))
+    frame = pl.DataFrame(
+        {
+            "id": list("abcd"),
+            "embedding": vectors,
+            "error": pl.Series([None] * 4, dtype=pl.String),
+            "label": ["HP", "SSA", "HP", "HP"],
+            "split": splits,
+        }
+    )
+    named = {"task": "mhist", "classes": list(catalogue.find("mhist").facts.classes)}
+    for settings, classes in ((named, ("SSA", "HP")), ({"classes": ["SSA", "HP"]}, ("HP", "SSA"))):
+        header = artifacts.Header(kind="embeddings", settings=settings)
+        artifacts.write_table(tmp_path / "own.parquet", frame, header)
+        data = labelled.prepare(features.open_features(tmp_path / "own.parquet"), ROLES)
+        assert data.classes == classes
+        assert [classes[y] for y in data.labels["train"]] == ["HP", "SSA", "HP"]

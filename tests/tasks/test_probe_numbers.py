@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 
@@ -7,10 +8,21 @@ import numpy as np
 import polars as pl
 import pytest
 import safetensors.numpy
+from scipy import special
 from sklearn import metrics as sklearn_metrics
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.tasks import features, probe, protocols
+from pathfm_cli.data import draw
+from pathfm_cli.tasks import features, fitting, methods, predictions, probe, protocols
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The paper's protocol with 300 steps at a higher rate."""
+    protocol = dataclasses.replace(protocols.find("paper"), name="short", steps=300, lr=0.3)
+    monkeypatch.setitem(protocols.PROTOCOLS, "short", protocol)
+    fast = dataclasses.replace(protocol, name="fast", lr=3.0)
+    monkeypatch.setitem(protocols.PROTOCOLS, "fast", fast)
 
 
 def embeddings(folder, val=True, name="e.parquet"):
@@ -131,9 +143,134 @@ def test_plan_says_what_follows(tmp_path):
         "scores.parquet",
         "scores.json",
         "heads.safetensors",
+        "predictions.parquet",
     ]
 
 
 def test_splits_must_differ():
     with pytest.raises(errors.UsageError):
         protocols.Config(train="a", test="a")
+
+
+def test_predictions_lie_beside_the_scores_and_make_them(tmp_path, short):
+    result = probe.probe(
+        embeddings(tmp_path), tmp_path / "out", protocols.Config(protocol="short", runs=2)
+    )
+    found = predictions.read(tmp_path / "out")
+    assert found.probability_RNC.shape == (2, 100, 3) and found.ids is None
+    names = np.array(found.classes)
+    right = [
+        sklearn_metrics.balanced_accuracy_score(names[found.truth_N], names[one])
+        for one in found.predicted_RN
+    ]
+    metrics = result.record["metrics"]
+    assert np.mean(right) == pytest.approx(metrics["balanced_accuracy"])
+    assert found.probability_RNC.sum(2) == pytest.approx(1.0, abs=1e-5)
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    squares = np.square(found.probability_RNC - np.eye(3)[found.truth_N]).sum(2).mean()
+    assert document["calibration"]["brier"] == pytest.approx(squares, abs=1e-5)
+    assert sum(document["calibration"]["count"]) == 200
+    again = probe.probe(
+        embeddings(tmp_path), tmp_path / "out", protocols.Config(protocol="short", runs=2)
+    )
+    assert again.notes == ("up to date",) and again.predicted is not None
+    assert again.predicted.predicted_RN.tolist() == found.predicted_RN.tolist()
+    other = tmp_path / "out" / "predictions.parquet"
+    header = artifacts.Header(kind="predictions", parents=("scores:0",), settings={})
+    artifacts.write_table(other, pl.read_parquet(other), header)
+    with pytest.raises(errors.InputError, match="belongs to other scores"):
+        predictions.read(tmp_path / "out")
+
+
+def test_convergence_and_other_learning_rates_are_shown(tmp_path, short):
+    source = embeddings(tmp_path)
+    config = protocols.Config(protocol="short", runs=2, lr_scales=(0.1, 10.0))
+    result = probe.probe(source, tmp_path / "out", config)
+    plain = probe.probe(source, None, protocols.Config(protocol="short", runs=2))
+    same = ("balanced_accuracy", "val_balanced_accuracy", "ece", "brier")
+    for name in same:
+        assert result.record["metrics"][name] == plain.record["metrics"][name]
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    shown = document["lr_sensitivity"][0]
+    assert [one["lr_scale"] for one in shown] == [0.1, 1.0, 10.0]
+    assert shown[1]["balanced_accuracy"]["test"] == pytest.approx(
+        result.record["metrics"]["balanced_accuracy"]
+    )
+    # The protocol at ten times the rate, run alone, is the row of the batched computation.
+    fast = probe.probe(source, None, protocols.Config(runs=2, protocol="fast"))
+    assert shown[2]["balanced_accuracy"]["test"] == pytest.approx(
+        fast.record["metrics"]["balanced_accuracy"], abs=0.011
+    )
+    curve = document["curves"][0]
+    assert len(curve["step"]) == len(curve["score"]) <= 201
+    table = pl.read_parquet(result.record["path"])
+    stopped = table.filter(metric="stopped_step")["value"].to_list()
+    assert curve["step"][-1] == max(stopped)
+    best = max(value[0] for value in curve["score"] if value[0] is not None)
+    chosen = table.filter(metric="balanced_accuracy", split="val", run=0)["value"][0]
+    assert best <= chosen + 1e-12
+    loss = table.filter(metric="train_loss")["value"].to_list()
+    heads = safetensors.numpy.load_file(tmp_path / "out" / "heads.safetensors")
+    frame = pl.read_parquet(source.path).filter(split="train")
+    truth = [document["classes"].index(name) for name in frame["label"]]
+    for run in range(2):
+        logits = frame["embedding"].to_numpy() @ heads["weight"][run].T + heads["bias"][run]
+        peer = sklearn_metrics.log_loss(truth, special.softmax(logits.astype(np.float64), 1))
+        assert loss[run] == pytest.approx(peer, rel=1e-4)
+
+
+def test_other_methods_have_one_run_unless_shots_are_drawn(tmp_path):
+    source = embeddings(tmp_path)
+    for method in ("knn", "logreg", "simpleshot"):
+        found = probe.probe(source, None, protocols.Config(method=method))
+        assert found.record["metrics"]["runs"] == 1
+        assert "runs" in found.notes[0]
+        assert 0.4 < found.record["metrics"]["balanced_accuracy"] < 0.9
+    few = probe.probe(source, tmp_path / "f", protocols.Config(method="simpleshot", shots=5))
+    assert few.record["metrics"]["runs"] == 5
+    assert few.record["metrics"]["balanced_accuracy_std"] > 0
+    with pytest.raises(errors.InputError, match=r"images in train, fewer than --shots 100"):
+        probe.probe(source, None, protocols.Config(shots=100))
+
+
+def test_a_linear_probe_of_few_shots_is_that_of_those_rows(tmp_path, short):
+    source = embeddings(tmp_path)
+    config = protocols.Config(protocol="short", shots=4, runs=2, select="last")
+    probe.probe(source, tmp_path / "few", config)
+    frame = pl.read_parquet(source.path).with_row_index()
+    train = frame.filter(split="train")
+    labels = np.unique(train["label"].to_numpy(), return_inverse=True)[1]
+    at = methods.draw_shots(labels, 4, draw.rng(1, 0, fitting.SHOTS))
+    only = pl.concat([train[at], frame.filter(split="test")]).drop("index")
+    only.write_parquet(tmp_path / "only.parquet")
+    alone = features.open_features(tmp_path / "only.parquet")
+    probe.probe(
+        alone, tmp_path / "one", protocols.Config(protocol="short", runs=1, seed=1, select="last")
+    )
+    heads = [
+        safetensors.numpy.load_file(tmp_path / n / "heads.safetensors") for n in ("few", "one")
+    ]
+    np.testing.assert_allclose(heads[0]["weight"][1], heads[1]["weight"][0], atol=1e-5)
+
+
+def test_folds_report_every_image_once(tmp_path):
+    source = embeddings(tmp_path)
+    frame = pl.read_parquet(source.path).with_columns(
+        id=pl.int_range(400).cast(pl.String), group=(pl.int_range(400) // 4).cast(pl.String)
+    )
+    frame.write_parquet(tmp_path / "g.parquet")
+    source = features.open_features(tmp_path / "g.parquet")
+    config = protocols.Config(method="knn", folds=4)
+    result = probe.probe(source, tmp_path / "out", config)
+    found = predictions.read(tmp_path / "out")
+    assert sorted(found.ids) == sorted(frame["id"]) and len(np.unique(found.units_N)) == 100
+    table = pl.read_parquet(result.record["path"])
+    folds = [f"fold {number}" for number in range(4)]
+    by_fold = table.filter(metric="accuracy", run=0).filter(pl.col("split").is_in(folds))
+    assert by_fold["split"].to_list() == folds
+    assert np.mean(by_fold["value"].to_list()) == pytest.approx(
+        result.record["metrics"]["accuracy"]
+    ), "folds of the same size"
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [one["test"] for one in document["folds"]] == [100] * 4
+    assert np.sum(document["confusion"]["test"]) == 400

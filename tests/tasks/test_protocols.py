@@ -98,3 +98,27 @@ def test_eva_hardly_lets_the_rate_fall():
 def test_selection_has_three_names():
     with pytest.raises(errors.UsageError, match="--select best is none of val, test, last"):
         protocols.Config(select="best")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "knm"}, "no method 'knm'"),
+        ({"method": "knn", "lr_scales": (2.0,)}, "knn has no learning rate"),
+        ({"method": "knn", "protocol": "eva-0.4"}, "is one of --method linear"),
+        ({"lr_scales": (1.0, 2.0)}, "other than 1"),
+        ({"by": "slide", "folds": "fold"}, "--by goes with a number"),
+    ],
+)
+def test_what_does_not_go_together(values, message):
+    with pytest.raises(errors.UsageError, match=message):
+        protocols.Config(**values)
+
+
+def test_settings_say_what_has_a_meaning():
+    linear = protocols.Config().settings()
+    assert linear["protocol"]["name"] == "paper" and "neighbours" not in linear
+    knn = protocols.Config(method="knn", folds=5).settings()
+    assert (knn["neighbours"], knn["runs"], knn["by"]) == (20, 1, "group")
+    assert not {"protocol", "lr_scales", "train", "test"} & set(knn)
+    assert protocols.Config(method="knn", shots=3).settings()["runs"] == 5

@@ -25,6 +25,7 @@ class Resource:
     Attributes:
         url: where it lies.
         md5: 32 hex digits of the file as downloaded; empty where none is published.
+        unpacked_md5: of what a .gz unpacks to; empty where none is published.
         makes: file or folder under the data root that exists once it is unpacked.
         keep: of a zip, only entries whose name starts so; empty keeps all.
         max_unpacked_bytes: more than this is refused.
@@ -36,6 +37,7 @@ class Resource:
     max_unpacked_bytes: int
     images: int = 0
     md5: str = ""
+    unpacked_md5: str = ""
     keep: str = ""
 
     @property

@@ -34,6 +34,15 @@ _MD5 = {
     "test_y": "60a7035772fbdb7f34eb86d4420cf66a",
 }
 """Of the .h5.gz files, as their authors list them."""
+_UNPACKED_MD5 = {
+    "train_x": "01844da899645b4d6f84946d417ba453",
+    "train_y": "0781386bf6c2fb62d58ff18891466aca",
+    "valid_x": "81cf9680f1724c40673f10dc88e909b1",
+    "valid_y": "94d8aacc249253159ce2a2e78a86e658",
+    "test_x": "2614b2e6717d6356be141d9d6dbfcb7e",
+    "test_y": "11ed647efe9fe457a4eb45df1dba19ba",
+}
+"""Of the .h5 files inside, as kaiko-eva checks them."""
 
 
 def file_name(split: str, key: str) -> str:
@@ -47,6 +56,7 @@ def _resource(split: str, key: str) -> base.Resource:
         url=f"{_FILES}/{name}.gz",
         makes=name,
         md5=_MD5[f"{SPLITS[split]}_{key}"],
+        unpacked_md5=_UNPACKED_MD5[f"{SPLITS[split]}_{key}"],
         max_unpacked_bytes=8 << 30,
     )
 

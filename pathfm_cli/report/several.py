@@ -1,0 +1,157 @@
+"""Several inputs side by side: a leaderboard, learning curves, balanced accuracy against ODCorr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from pathfm_cli.report import charts, inputs, runs, tables
+
+LABEL_FREE = {"odcorr": "ODCorr", "rankme": "RankMe"}
+SIDE_BY_SIDE = (
+    # Title, where its numbers lie, their column.
+    ("loss", "lines", "loss"),
+    ("KL of student from teacher", "lines", "kl"),
+    ("ODCorr", "looks", "odcorr"),
+    ("RankMe", "looks", "rankme"),
+    ("linear probe, balanced accuracy", "looks", "linear"),
+    ("20-NN, balanced accuracy", "looks", "knn"),
+)
+LEAST_POINTS = 3
+"""A rank correlation of fewer points says nothing."""
+
+
+def section(given: Sequence[inputs.Input]) -> str:
+    """What can be said of all of them together; empty if nothing can."""
+    if len(given) < 2:
+        return ""
+    trained = [one for one in given if isinstance(one, inputs.Run)]
+    scored = [one for one in given if isinstance(one, inputs.Scores)]
+    parts = [_leaderboard(scored), _side_by_side(trained), _figure_6(trained, scored)]
+    return "".join(parts)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; None for fewer than `LEAST_POINTS` points or a constant."""
+    if len(x) < LEAST_POINTS or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
+    free = _label_free(scored)
+    rows: list[tuple[float, Sequence[Any]]] = []
+    for one in scored:
+        numbers = one.header.metrics
+        value = numbers.get("balanced_accuracy", numbers.get("dice_micro_foreground"))
+        if value is None:
+            continue
+        low, high = (numbers.get(f"balanced_accuracy_{end}") for end in ("low", "high"))
+        bar = (
+            tables.share(value)
+            if low is None or high is None
+            else tables.interval(low, value, high)
+        )
+        said = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+        how = one.header.settings.get("method", "linear") if one.task == "probe" else one.task
+        others = [numbers.get("accuracy"), numbers.get("ece")]
+        others += [free.get(_source(one), {}).get(name) for name in LABEL_FREE]
+        rows.append((value, (one.name, how, one.protocol, float(value), said, bar, *others)))
+    if len(rows) < 2:
+        return ""
+    heads = ["scores", "method", "protocol", "score", "95 % interval", "0 to 1", "accuracy", "ECE"]
+    heads += LABEL_FREE.values()
+    ranked = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+    note = (
+        '<p class="note">The score is balanced accuracy (probe) or Dice (segment). Rows of '
+        "different data sets or protocols cannot be compared; intervals that overlap tell "
+        "little apart.</p>"
+    )
+    return "<h3>Leaderboard</h3>" + tables.table(heads, ranked) + note
+
+
+def _side_by_side(trained: Sequence[inputs.Run]) -> str:
+    if len(trained) < 2:
+        return ""
+    drawn = []
+    for title, where, column in SIDE_BY_SIDE:
+        series = [runs.column(getattr(run, where), column, run.name) for run in trained]
+        drawn.append(charts.lines(title, series))
+    return f'<h3>Learning curves</h3><div class="charts">{"".join(drawn)}</div>'
+
+
+def _figure_6(trained: Sequence[inputs.Run], scored: Sequence[inputs.Scores]) -> str:
+    """Balanced accuracy over ODCorr and over RankMe (paper, figure 6)."""
+    drawn = []
+    for column, title in LABEL_FREE.items():
+        series = [*_of_looks(trained, column), *_of_probes(scored, column)]
+        named = []
+        for one in series:
+            rho = spearman(one.x, one.y)
+            said = f"Spearman {rho:+.2f}, " if rho is not None else ""
+            named.append(
+                charts.Series(f"{one.name}: {said}n = {len(one.x)}", one.x, one.y, one.labels)
+            )
+        drawn.append(charts.scatter(f"balanced accuracy over {title}", named, x=title, y=""))
+    if not any(drawn):
+        return ""
+    return (
+        '<h3>Balanced accuracy against label-free measures</h3><div class="charts">'
+        f'{"".join(drawn)}</div><p class="note">Each look of a run is a point, and each '
+        "probe whose embeddings were measured by odcorr too.</p>"
+    )
+
+
+def _of_looks(trained: Sequence[inputs.Run], column: str) -> list[charts.Series]:
+    series = []
+    for run in trained:
+        for judged, name in runs.JUDGED.items():
+            found = [
+                (look[column], look[judged], f"{run.name}, step {look['step']}")
+                for look in run.looks
+                if all(_finite(look.get(key)) for key in (column, judged))
+            ]
+            if found:
+                x, y, labels = (list(part) for part in zip(*found, strict=True))
+                series.append(charts.Series(f"{run.name}, {name}", x, y, labels))
+                break
+    return series
+
+
+def _of_probes(scored: Sequence[inputs.Scores], column: str) -> list[charts.Series]:
+    """Probes by protocol, at the label-free measure of the embeddings that they were made from."""
+    free = _label_free(scored)
+    groups: dict[str, list[tuple[float, float, str]]] = {}
+    for one in scored:
+        value = one.header.metrics.get("balanced_accuracy")
+        at = free.get(_source(one), {}).get(column)
+        if _finite(value) and _finite(at):
+            name = f"probes, {one.protocol or one.header.settings.get('method', 'linear')}"
+            groups.setdefault(name, []).append((at, value, one.name))  # type: ignore[arg-type]
+    return [
+        charts.Series(name, *(list(part) for part in zip(*points, strict=True)))  # type: ignore[arg-type]
+        for name, points in groups.items()
+    ]
+
+
+def _label_free(scored: Sequence[inputs.Scores]) -> dict[str, dict[str, float]]:
+    """ODCorr and RankMe by what they were measured on; several splits of one: the last given."""
+    return {
+        _source(one): {
+            name: one.header.metrics[name] for name in LABEL_FREE if name in one.header.metrics
+        }
+        for one in scored
+        if one.task == "odcorr"
+    }
+
+
+def _source(scores: inputs.Scores) -> str:
+    return scores.header.parents[0] if scores.header.parents else ""
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and bool(np.isfinite(value))
