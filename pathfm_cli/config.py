@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _ESCAPED = {chr(code): f"\\u{code:04X}" for code in (*range(32), 127)}
 _ESCAPED |= {"\\": "\\\\", '"': '\\"', "\n": "\\n"}
 """What TOML does not take as it is in a text."""
+_LARGEST = 2**63 - 1
 _EXAMPLES = {int: "1", float: "0.5", bool: "true", str: "TEXT"}
 
 
@@ -101,7 +103,9 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
         if name in tree:
             values[name] = _convert(hints[name], tree[name], f"{path}{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise errors.UsageError(f"Setting {path}{name} is required.")
+            raise errors.UsageError(
+                f"Setting {path}{name} is required.", f"--set {path}{name}=VALUE"
+            )
     return cls(**values)
 
 
@@ -151,6 +155,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             _convert(arguments[0] if arguments[-1] is Ellipsis else arguments[i], item, path)
             for i, item in enumerate(value)
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise errors.UsageError(f"Setting {path} is {value}.", "a finite number")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise errors.UsageError(f"Setting {path} is {value}.", f"at most {_LARGEST}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:

@@ -32,28 +32,43 @@ def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
         step: steps taken.
         method: what is trained.
         identity: id of the run; only the same run may go on from here.
+
+    Raises:
+        errors.PathfmError: the disk is full, or fails.
     """
     final = home / f"step-{step:06d}"
     if final.exists():
         return final
     temporary = home / f".step-{step:06d}.tmp-{os.getpid()}"
-    temporary.mkdir(parents=True)
-    for name in _MODULES:
-        tensors = getattr(method, name).state_dict()
-        safetensors_torch.save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
-    safetensors_torch.save_file(_moments(method), temporary / "optimiser.safetensors")
-    state = {"schema": SCHEMA, "id": identity, "step": step}
-    (temporary / "state.json").write_text(json.dumps(state) + "\n")
-    for file in temporary.iterdir():
-        _fsync(file)
-    os.replace(temporary, final)
-    _fsync(home)
+    try:
+        _write(temporary, step, method, identity)
+        os.replace(temporary, final)
+        _fsync(home)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise errors.PathfmError(
+            f"The checkpoint of step {step} cannot be written to {home}: {reason}.",
+            "make room; the same command goes on from the checkpoint before",
+        ) from error
     kept = method.settings.train.keep_checkpoints
     for old in folder.checkpoints(home)[:-kept] if kept else []:
         going = home / f".{old.name}.tmp-{os.getpid()}"
         os.replace(old, going)
         shutil.rmtree(going)
     return final
+
+
+def _write(folder_: Path, step: int, method: dino.Dino, identity: str) -> None:
+    folder_.mkdir(parents=True)
+    for name in _MODULES:
+        tensors = getattr(method, name).state_dict()
+        safetensors_torch.save_file(_contiguous(tensors), folder_ / f"{name}.safetensors")
+    safetensors_torch.save_file(_moments(method), folder_ / "optimiser.safetensors")
+    state = {"schema": SCHEMA, "id": identity, "step": step}
+    (folder_ / "state.json").write_text(json.dumps(state) + "\n")
+    for file in folder_.iterdir():
+        _fsync(file)
 
 
 def restore(home: Path, method: dino.Dino, identity: str) -> int:

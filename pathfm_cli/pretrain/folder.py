@@ -71,7 +71,7 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
     """Return the record if `run` is finished, None if it is to be started or continued.
 
     Another run without any checkpoint, such as one that failed at its start, is nothing to keep.
-    Touches nothing.
+    `overwrite` replaces a run, never a folder that pathfm did not make. Touches nothing.
 
     Raises:
         errors.OutputClash: `run` is something else; the message names what differs.
@@ -79,13 +79,17 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
     hint = "another -o, or --overwrite to replace it"
     if run.is_file():
         raise errors.OutputClash(f"{run} is a file; a run is a folder.", "another -o")
-    if overwrite or not run.exists() or _is_empty(run):
+    if not run.exists() or _is_empty(run):
+        return None
+    if not _is_run(run):
+        raise errors.OutputClash(f"{run} exists and is no run of pathfm.", "another -o")
+    if overwrite:
         return None
     if (run / RESULT).exists():
         return artifacts.finished(run, header)
     old = _identity(run)
     if old is None:
-        raise errors.OutputClash(f"{run} exists and is no run of pathfm.", hint)
+        raise errors.OutputClash(f"{run} does not say what was begun in it.", hint)
     if old.id != header.id and (run / CHECKPOINTS).exists():
         difference = artifacts.differences(old, header)
         raise errors.OutputClash(f"{run} was begun with {difference}.", hint)
@@ -134,7 +138,7 @@ def lock(run: Path) -> Iterator[None]:
     Raises:
         errors.OutputClash: another process trains here.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(run)
     with (run / _LOCK).open("w") as file:
         deadline = time.monotonic() + _PATIENCE_S
         while not _try_lock(file):
@@ -167,6 +171,16 @@ def _try_lock(file: Any) -> bool:
 
 def _is_empty(run: Path) -> bool:
     return all(path.name == _LOCK for path in run.iterdir())
+
+
+def _is_run(run: Path) -> bool:
+    """Whether pathfm began, or wrote, what lies in the folder."""
+    if _identity(run) is not None:
+        return True
+    try:
+        return artifacts.read_header(run).kind == "checkpoint"
+    except errors.PathfmError:
+        return False
 
 
 def _identity(run: Path) -> artifacts.Header | None:

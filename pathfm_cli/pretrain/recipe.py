@@ -46,8 +46,10 @@ class Head:
     """Normalise over the batch before every GELU (dino: use_bn_in_head)."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "bottleneck", "prototypes"):
-            _check(getattr(self, name) > 0, f"head.{name} is {getattr(self, name)}", "1 or more")
+        most = {"layers": 64, "hidden": 1 << 17, "bottleneck": 1 << 17, "prototypes": 1 << 22}
+        for name, largest in most.items():
+            value = getattr(self, name)
+            _check(1 <= value <= largest, f"head.{name} is {value}", f"1 to {largest}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,8 @@ class Loss:
             _check(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}", "above 0")
         value = self.centre_momentum
         _check(0 <= value < 1, f"loss.centre_momentum is {value}", "0 up to, not including, 1")
-        _check(self.koleo >= 0, f"loss.koleo is {self.koleo}", "0 or more")
+        for name in ("koleo", "teacher_temperature_epochs", "freeze_last_layer_epochs"):
+            _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}", "0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,10 +323,10 @@ def _timed(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
     length = config.build(Length, tree.pop("length"), "length.")
     batch_size = train.get("batch_size")
-    if isinstance(batch_size, int) and batch_size > 0:
-        steps, per_epoch = length.steps(batch_size)
-        train = {"steps": steps, "steps_per_epoch": per_epoch, **train}
-    return {**tree, "train": train}
+    # What is no batch is refused later, for what it is.
+    size = batch_size if isinstance(batch_size, int) and batch_size > 0 else 1
+    steps, per_epoch = length.steps(size)
+    return {**tree, "train": {"steps": steps, "steps_per_epoch": per_epoch, **train}}
 
 
 def presets() -> list[str]:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from pathfm_cli import errors
 
+_MOST = {"patch_size": 1024, "embed_dim": 65536, "depth": 1024, "num_heads": 1024}
+"""More of an encoder than any machine trains; a slip of the finger should not take its memory."""
+
 
 def check(holds: bool, message: str, hint: str) -> None:
     """Raise a usage error about a setting unless `holds`."""
@@ -42,6 +45,10 @@ class Model:
     def __post_init__(self) -> None:
         rate = self.drop_path_rate
         check(0 <= rate < 1, f"model.drop_path_rate is {rate}", "0 up to, not including, 1")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            holds = value is None or 1 <= value <= most
+            check(holds, f"model.{name} is {value}", f"1 to {most}")
 
     def kwargs(self) -> dict[str, Any]:
         """The arguments that differ from the architecture's own, for `vit.build`."""
@@ -172,4 +179,8 @@ class Augment:
                 hint = f"0 to {limit:g}"
                 check(0 <= value <= limit, f"augment.{field.name} is {value}", hint)
         low, high = self.blur_sigma_px
-        check(0 < low <= high, f"augment.blur_sigma_px is {[low, high]}", "0 < low <= high")
+        check(
+            0 < low <= high <= 100,
+            f"augment.blur_sigma_px is {[low, high]}",
+            "0 < low <= high <= 100",
+        )

@@ -356,8 +356,11 @@ def test_another_recipe_does_not_touch_a_finished_run(finished, tissue):
 
 def test_a_folder_of_something_else_is_refused(tissue, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    done = pathfm("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path)
-    refused(done, 2, "is no run of pathfm", "--overwrite")
+    (tmp_path / "checkpoints").mkdir()
+    for flags in ([], ["--overwrite"]):
+        done = pathfm("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path, *flags)
+        refused(done, 2, "is no run of pathfm", "another -o")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "thesis.tex"]
 
 
 def test_a_missing_or_foreign_input_is_refused(tmp_path, folder, tissue):

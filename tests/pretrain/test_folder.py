@@ -53,6 +53,20 @@ def test_a_file_is_never_replaced(tmp_path):
         folder.inspect(file, header(), overwrite=True)
 
 
+def test_overwrite_replaces_no_folder_that_is_no_run(tmp_path):
+    (tmp_path / folder.CHECKPOINTS).mkdir()
+    (tmp_path / folder.CONFIG).write_text("mine = 1")
+    for overwrite in (False, True):
+        with pytest.raises(errors.OutputClash, match="no run of pathfm"):
+            folder.inspect(tmp_path, header(), overwrite=overwrite)
+
+
+def test_a_place_where_no_folder_can_be_is_unwritable(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(errors.Unwritable, match="link"), folder.lock(tmp_path / "link"):
+        pass
+
+
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     run = begun(tmp_path / "run", header(a=1))
     (run / "notes.txt").write_text("mine")

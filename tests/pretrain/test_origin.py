@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import resource
 
 import pytest
 import torch
@@ -144,6 +145,17 @@ def trained(micro, tmp_path_factory):
     header = artifacts.Header(kind="checkpoint", settings={"made": "here"})
     export.export(folder, method.teacher.backbone, info, header)
     return folder, method
+
+
+def test_a_checkpoint_that_finds_no_room_is_a_sentence_and_leaves_nothing(trained, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(errors.PathfmError, match="step 2 cannot be written"):
+            checkpoint.save(tmp_path, 2, trained[1], "run1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_goes_on_with_everything(trained, micro):
