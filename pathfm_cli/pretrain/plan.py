@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import artifacts
-from pathfm_cli.pretrain import folder, recipe, run
+from pathfm_cli.data import draw, fixed
+from pathfm_cli.pretrain import folder, networks, recipe, run
 
 
 def plan(
@@ -18,9 +19,20 @@ def plan(
     *,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """What `pretrain` would do, as names and values for a person; touches nothing."""
+    """What `pretrain` would do, as names and values for a person; touches nothing.
+
+    Raises:
+        errors.PathfmError: the inputs, or first weights on this disk, would be refused.
+    """
     target = Path(out)
-    parent = artifacts.read_header(source, *run.INPUTS)
+    table = artifacts.read_table(source, *run.INPUTS)
+    parent = table.header
+    if parent.kind == "tissue":
+        draw.Sampler(table, settings.data, settings.train.seed)
+    else:
+        fixed.Fixed(table, settings.train.seed, settings.data)
+    if Path(settings.model.init).exists():
+        networks.pair(settings)
     finished = folder.inspect(target, run.identity(source, settings), overwrite=overwrite)
     kept = [] if overwrite else folder.checkpoints(target / folder.CHECKPOINTS)
     start = folder.steps(kept[-1]) if kept else 0

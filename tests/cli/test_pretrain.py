@@ -382,6 +382,20 @@ def test_tissue_that_gives_no_patch_ends_the_workers_with_a_sentence(tissue, tmp
     assert fixed.returncode == 0, "what failed before its first checkpoint is no clash"
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--where", "nope == 1"], 2, "no column nope"),
+        (["--where", "slide == 'x'"], 2, "meets"),
+        (["--init", "TISSUE"], 2, "is no checkpoint"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(tissue, tmp_path, flags, code, message):
+    flags = [str(tissue) if flag == "TISSUE" else flag for flag in flags]
+    done = pathfm("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path / "run", "-n", *flags)
+    refused(done, code, message, "")
+
+
 def test_dry_run_touches_nothing(tissue, tmp_path):
     run = tmp_path / "run"
     done = pathfm("pretrain", tissue, "--recipe", "dino-vits16", "-o", run, "-n")
