@@ -20,7 +20,7 @@ from timm.data import config as data_config  # noqa: E402
 from timm.layers import drop, mlp  # noqa: E402
 from timm.models import vision_transformer, xcit  # noqa: E402
 
-_LIST = 'python -c "import timm; print(*timm.list_models())"'
+_LIST = 'python -c "from pathfm_cli.model import vit; print(*vit.timm.list_models())"'
 Block = vision_transformer.Block
 """timm's plain block: `norm1 attn ls1 drop_path1 norm2 mlp ls2 drop_path2`."""
 DropPath = drop.DropPath
