@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import dino, folder
+from pathfm_cli.pretrain import dino, folder, shard
 
 SCHEMA = "pathfm.resume/2"
 _MODULES = ("student", "teacher", "centre", "guard")
@@ -25,7 +25,8 @@ _MODULES = ("student", "teacher", "centre", "guard")
 def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
     """Write the checkpoint after `step` steps, unless it is there, and drop the oldest.
 
-    `train.keep_checkpoints` are kept; 0 keeps all.
+    `train.keep_checkpoints` are kept; 0 keeps all. All ranks must ask, so that a student that they
+    share comes together; only the first writes. What is written does not depend on their number.
 
     Args:
         home: `checkpoints` of the run.
@@ -34,14 +35,13 @@ def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
         identity: id of the run; only the same run may go on from here.
     """
     final = home / f"step-{step:06d}"
-    if final.exists():
+    contents = _gathered(method, kept=method.here.leads)
+    if not method.here.leads or final.exists():
         return final
     temporary = home / f".step-{step:06d}.tmp-{os.getpid()}"
     temporary.mkdir(parents=True)
-    for name in _MODULES:
-        tensors = getattr(method, name).state_dict()
-        safetensors_torch.save_file(_contiguous(tensors), temporary / f"{name}.safetensors")
-    safetensors_torch.save_file(_moments(method), temporary / "optimiser.safetensors")
+    for name, tensors in contents.items():
+        safetensors_torch.save_file(tensors, temporary / f"{name}.safetensors")
     state = {"schema": SCHEMA, "id": identity, "step": step}
     (temporary / "state.json").write_text(json.dumps(state) + "\n")
     for file in temporary.iterdir():
@@ -76,8 +76,12 @@ def restore(home: Path, method: dino.Dino, identity: str) -> int:
         if state["id"] != identity:
             raise errors.InputError(f"{source} belongs to run {state['id']}.", "use another -o")
         for name in _MODULES:
+            module = getattr(method, name)
             tensors = safetensors_torch.load_file(source / f"{name}.safetensors")
-            getattr(method, name).load_state_dict(tensors)
+            own = module.state_dict()
+            # A name that is not its own is left for `load_state_dict` to refuse.
+            shares = {n: shard.like(own[n], t) if n in own else t for n, t in tensors.items()}
+            module.load_state_dict(shares)
         _set_moments(method, safetensors_torch.load_file(source / "optimiser.safetensors"))
         return int(state["step"])
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
@@ -86,10 +90,23 @@ def restore(home: Path, method: dino.Dino, identity: str) -> int:
         ) from error
 
 
+def _gathered(method: dino.Dino, *, kept: bool) -> dict[str, dict[str, torch.Tensor]]:
+    """Whole tensors of every file, by name; none unless they are `kept`, but all ranks ask."""
+    named = {name: getattr(method, name).state_dict() for name in _MODULES}
+    named["optimiser"] = _moments(method)
+    contents: dict[str, dict[str, torch.Tensor]] = {name: {} for name in named} if kept else {}
+    for name, tensors in named.items():
+        for key, tensor in tensors.items():
+            whole = shard.whole(tensor.detach())
+            if kept:
+                contents[name][key] = whole.contiguous()
+    return contents
+
+
 def _moments(method: dino.Dino) -> dict[str, torch.Tensor]:
     """AdamW's state by parameter name; frozen parameters have none yet."""
     return {
-        f"{key}.{name}": value.detach().contiguous()
+        f"{key}.{name}": value
         for name, parameter in method.student.named_parameters()
         for key, value in method.optimiser.state.get(parameter, {}).items()
     }
@@ -100,11 +117,7 @@ def _set_moments(method: dino.Dino, tensors: dict[str, torch.Tensor]) -> None:
     for full, tensor in tensors.items():
         key, _, name = full.partition(".")
         parameter = parameters[name]
-        method.optimiser.state[parameter][key] = tensor.to(parameter.device)
-
-
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        method.optimiser.state[parameter][key] = shard.like(parameter, tensor)
 
 
 def _sweep(home: Path) -> None:

@@ -5,7 +5,8 @@ moments can be taken, see `sections.Start`. Layouts of foreign full checkpoints:
 
 DINO     `teacher`, `student`: `[module.]backbone.*`, `[module.]head.*`; `dino_loss` with `center`
 iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center`
-DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`
+DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`;
+         `ibot_head.*` where it has a head of its own, `mask_token` among the encoder's tensors
 
 Nothing is unpickled, see `model.files`. What of a file is not used is told on the log.
 """
@@ -24,7 +25,7 @@ from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, files, foreign, vit, weights
-from pathfm_cli.pretrain import folder, recipe, sections
+from pathfm_cli.pretrain import folder, recipe, sections, shard
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -33,6 +34,8 @@ State = dict[str, torch.Tensor]
 SCRATCH = "scratch"
 _FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
 _HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
+_IBOT_HEAD = re.compile(r"^(?:module\.)*ibot_head\.(.+)$")
+_MASK_TOKEN = re.compile(r"^(?:module\.)*(?:backbone\.)?(?:mask_token|masked_embed)$")
 _SECOND_HEAD = "last_layer2."
 _HEAD_NAMES = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
@@ -59,6 +62,11 @@ class Source:
     """The student's encoder."""
     teacher_head: Mapping[str, torch.Tensor] | None = None
     student_head: Mapping[str, torch.Tensor] | None = None
+    teacher_ibot_head: Mapping[str, torch.Tensor] | None = None
+    """The patch objective's own head."""
+    student_ibot_head: Mapping[str, torch.Tensor] | None = None
+    mask_token_D: torch.Tensor | None = None
+    """What the student sees in the place of hidden patches, of any shape."""
     centre_K: torch.Tensor | None = None
     moments: Mapping[str, torch.Tensor] | None = None
     """As `optimiser.safetensors` of a checkpoint: `exp_avg.PARAMETER` and so on."""
@@ -72,6 +80,11 @@ def check(settings: recipe.Recipe) -> None:
         errors.UsageError: parts are to be kept of what is no file and no run.
     """
     init, start = settings.model.init, settings.start
+    anchor = settings.loss.gram_anchor
+    if anchor and not Path(anchor).exists():
+        raise errors.InputError(
+            f"{anchor}, to anchor patches at, does not exist.", "--set loss.gram_anchor=run1/"
+        )
     path = Path(init)
     if path.exists():
         return
@@ -89,15 +102,34 @@ def check(settings: recipe.Recipe) -> None:
 
 def sources(settings: recipe.Recipe) -> list[Path]:
     """The files that the start is read from, for the identity of the run; none without any."""
-    path = Path(settings.model.init)
+    anchor = settings.loss.gram_anchor
+    return [
+        *_sources(Path(settings.model.init), settings.start),
+        *(_sources(Path(anchor), sections.Start()) if anchor else []),
+    ]
+
+
+def _sources(path: Path, start: sections.Start) -> list[Path]:
     if not path.exists():
         return []
     if not _is_run(path):
         return [path]
     found = [artifacts.resolve(path)]
-    if settings.start != sections.Start():
+    if start != sections.Start():
         found += sorted(_newest(path).glob("*.safetensors"))
     return found
+
+
+def load_encoder(path: str, network: nn.Module, arch: str) -> None:
+    """Load the encoder of a run, an export or a checkpoint file into a `networks.Network`.
+
+    Raises:
+        errors.InputError: it cannot be read.
+        errors.UsageError: it does not fit.
+    """
+    where = Path(path)
+    source = _run(where, sections.Start()) if _is_run(where) else _file(where)
+    _load_encoder(network, source, source.encoder, arch)
 
 
 def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> Source | None:
@@ -135,7 +167,9 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
         for network, head in zip((teacher, student), heads, strict=True):
             if head is None:
                 raise _lacks(init, "projection head", "--set start.heads=fresh")
-            left += _load_head(network, head, init)
+            left += _load_head(network, "head", head, init)
+        left = _load_ibot_heads(source, student, teacher, left)
+    left = _load_mask_token(source, student, teacher, left)
     _tell(source, start, left)
     return source
 
@@ -213,7 +247,10 @@ def _run(path: Path, start: sections.Start) -> Source:
         student=_below(student, "backbone."),
         teacher_head=_below(teacher, "head."),
         student_head=_below(student, "head."),
-        centre_K=centre["centre_K"],
+        teacher_ibot_head=_below(teacher, "ibot_head.") or None,
+        student_ibot_head=_below(student, "ibot_head.") or None,
+        mask_token_D=student.get("mask_token"),
+        centre_K=centre.get("centre_K"),
         moments=moments,
     )
 
@@ -234,6 +271,9 @@ def _file(path: Path) -> Source:
         student=student,
         teacher_head=_head(teacher),
         student_head=_head(student),
+        teacher_ibot_head=_head(teacher, _IBOT_HEAD),
+        student_ibot_head=_head(student, _IBOT_HEAD),
+        mask_token_D=_mask_token(student) if student else _mask_token(encoder),
         centre_K=_centre(content),
     )
 
@@ -278,10 +318,16 @@ def _centre(content: Any) -> torch.Tensor | None:
     return None
 
 
-def _head(branch: Mapping[str, torch.Tensor] | None) -> State | None:
+def _mask_token(branch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    return next((tensor for name, tensor in branch.items() if _MASK_TOKEN.match(name)), None)
+
+
+def _head(
+    branch: Mapping[str, torch.Tensor] | None, which: re.Pattern[str] = _HEAD
+) -> State | None:
     found: State = {}
     for name, tensor in (branch or {}).items():
-        if match := _HEAD.match(name):
+        if match := which.match(name):
             found[_HEAD_NAMES.get(match[1], match[1])] = tensor
     return found or None
 
@@ -313,9 +359,59 @@ def _load_encoder(
     return left
 
 
-def _load_head(network: nn.Module, found: Mapping[str, torch.Tensor], init: str) -> list[str]:
+def _load_mask_token(
+    source: Source, student: nn.Module, teacher: nn.Module, left: list[str]
+) -> list[str]:
+    """Load the mask token, if there is one on both sides; return the names that are still left.
+
+    Where the source has none, as timm's encoders, it stays zero.
+
+    Raises:
+        errors.UsageError: it is of another width.
+    """
+    token = source.mask_token_D
+    networks = (student, teacher)
+    targets = [p for one in networks for n, p in one.named_parameters() if n == "mask_token"]
+    if token is None or not targets:
+        return left
+    if token.numel() != targets[0].numel():
+        raise errors.UsageError(
+            f"The mask token of {source.name} has {token.numel()} values, "
+            f"not {targets[0].numel()}.",
+            "--set model.init=scratch, or the model.arch that it was trained with",
+        )
+    with torch.no_grad():
+        for target in targets:
+            target.copy_(token.reshape(target.shape))
+    return [name for name in left if not _MASK_TOKEN.match(name)]
+
+
+def _load_ibot_heads(
+    source: Source, student: nn.Module, teacher: nn.Module, left: list[str]
+) -> list[str]:
+    """Load the patch objective's own heads, if the recipe has any; return the names still left.
+
+    Raises:
+        errors.InputError: the source has none.
+    """
+    if getattr(student, "ibot_head", None) is None:
+        return left
+    heads = (
+        source.teacher_ibot_head,
+        source.student_ibot_head or source.teacher_ibot_head,
+    )
+    for network, found in zip((teacher, student), heads, strict=True):
+        if found is None:
+            raise _lacks(source.name, "head of patch tokens", "--set start.heads=fresh")
+        _load_head(network, "ibot_head", found, source.name)
+    return [name for name in left if not _IBOT_HEAD.match(name)]
+
+
+def _load_head(
+    network: nn.Module, which: str, found: Mapping[str, torch.Tensor], init: str
+) -> list[str]:
     """Load a projection head; return the names of a second one, which is left."""
-    head = network.get_submodule("head")
+    head = network.get_submodule(which)
     second = [name for name in found if name.startswith(_SECOND_HEAD)]
     state = {name: tensor for name, tensor in found.items() if name not in second}
     try:
@@ -324,7 +420,7 @@ def _load_head(network: nn.Module, found: Mapping[str, torch.Tensor], init: str)
         rows = state.get("last_layer.weight_v")
         hint = "--set start.heads=fresh"
         if rows is not None and len(rows) != head.get_parameter("last_layer.weight_v").shape[0]:
-            hint = f"--set head.prototypes={len(rows)}, or {hint}"
+            hint = f"--set {which}.prototypes={len(rows)}, or {hint}"
         raise errors.UsageError(str(error), hint) from error
     head.load_state_dict(state)
     return second
@@ -341,8 +437,8 @@ def _load_moments(
     for full, tensor in found.items():
         key, _, name = full.partition(".")
         parameter = parameters.get(name)
-        if parameter is not None and (heads or name.startswith("backbone.")):
-            optimiser.state[parameter][key] = tensor.to(parameter.device)
+        if parameter is not None and (heads or name.startswith(("backbone.", "mask_token"))):
+            optimiser.state[parameter][key] = shard.like(parameter, tensor)
 
 
 def _lacks(init: str, part: str, hint: str) -> errors.InputError:

@@ -188,10 +188,12 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
             f"head.batch_norm needs the whole batch at once; here it is {found}.",
             "--gpus 1 without accumulation, or --set head.batch_norm=false",
         )
-    if settings.loss.koleo and found.parts > 1:
+    loss = settings.loss
+    if loss.spreads and loss.spread_over == "ranks" and found.parts > 1:
+        name = "koleo" if loss.koleo else "kde"
         raise errors.UsageError(
-            f"loss.koleo compares all images of a batch; here it is {found}.",
-            "--accumulate 1, or --set loss.koleo=0",
+            f"loss.{name} compares all images of a batch; here it is {found}.",
+            f"--accumulate 1, --set loss.spread_over=rank, or --set loss.{name}=0.0",
         )
     return found
 

@@ -140,9 +140,9 @@ def test_wrong_recipes_are_usage_errors(name, assignment, message, hint):
 @pytest.mark.parametrize(
     ("name", "phase", "message", "hint"),
     [
-        ("tiny", 2, "tiny has no second phase", "leave --phase out"),
+        ("tiny", 2, "tiny has no phase 2", "leave --phase out"),
         ("dino-vits16", 3, "no phase 3", "--phase 2"),
-        ("dino-vits16", 2, "goes on from the run of the first", "--phase 2 --init run1/"),
+        ("dino-vits16", 2, "goes on from the run of the one before", "--phase 2 --init run1/"),
     ],
 )
 def test_wrong_phases_are_usage_errors(name, phase, message, hint):
