@@ -25,7 +25,7 @@ from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, files, foreign, vit, weights
-from pathfm_cli.pretrain import folder, recipe, sections, shard
+from pathfm_cli.pretrain import folder, recipe, sections, transplant
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -36,7 +36,6 @@ _FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
 _HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
 _IBOT_HEAD = re.compile(r"^(?:module\.)*ibot_head\.(.+)$")
 _MASK_TOKEN = re.compile(r"^(?:module\.)*(?:backbone\.)?(?:mask_token|masked_embed)$")
-_SECOND_HEAD = "last_layer2."
 _HEAD_NAMES = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
@@ -158,18 +157,22 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
         source = _run(path, start) if _is_run(path) else _file(path)
     own = source.student if start.student == "own" else source.encoder
     if own is None:
-        raise _lacks(init, "student", "--set start.student=teacher")
+        raise transplant.lacks(init, "student", "--set start.student=teacher")
     left = _load_encoder(teacher, source, source.encoder, settings.model.arch)
     _load_encoder(student, source, own, settings.model.arch)
+    both = (teacher, student)
     if start.heads == "keep":
-        heads = (source.teacher_head, source.student_head or source.teacher_head)
         left = [name for name in left if not _HEAD.match(name)]
-        for network, head in zip((teacher, student), heads, strict=True):
-            if head is None:
-                raise _lacks(init, "projection head", "--set start.heads=fresh")
-            left += _load_head(network, "head", head, init)
-        left = _load_ibot_heads(source, student, teacher, left)
-    left = _load_mask_token(source, student, teacher, left)
+        heads = (source.teacher_head, source.student_head or source.teacher_head)
+        for network, head in zip(both, heads, strict=True):
+            left += transplant.head(network, "head", head, init)
+        if getattr(student, "ibot_head", None) is not None:
+            left = [name for name in left if not _IBOT_HEAD.match(name)]
+            heads = (source.teacher_ibot_head, source.student_ibot_head or source.teacher_ibot_head)
+            for network, head in zip(both, heads, strict=True):
+                transplant.head(network, "ibot_head", head, init)
+    if transplant.mask_token(both, source.mask_token_D, init):
+        left = [name for name in left if not _MASK_TOKEN.match(name)]
     _tell(source, start, left)
     return source
 
@@ -191,7 +194,7 @@ def carry(
         return
     if start.centre == "keep":
         if source.centre_K is None:
-            raise _lacks(source.name, "centre", "--set start.centre=fresh")
+            raise transplant.lacks(source.name, "centre", "--set start.centre=fresh")
         buffer = centre.get_buffer("centre_K")
         if source.centre_K.numel() != buffer.numel():
             raise errors.UsageError(
@@ -202,8 +205,8 @@ def carry(
         buffer.copy_(source.centre_K.flatten())
     if start.moments == "keep":
         if source.moments is None:
-            raise _lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
-        _load_moments(source.moments, student, optimiser, heads=start.heads == "keep")
+            raise transplant.lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
+        transplant.moments(source.moments, student, optimiser, heads=start.heads == "keep")
 
 
 def _is_run(path: Path) -> bool:
@@ -357,92 +360,6 @@ def _load_encoder(
         raise errors.UsageError(str(error), hint) from error
     backbone.load_state_dict(state)
     return left
-
-
-def _load_mask_token(
-    source: Source, student: nn.Module, teacher: nn.Module, left: list[str]
-) -> list[str]:
-    """Load the mask token, if there is one on both sides; return the names that are still left.
-
-    Where the source has none, as timm's encoders, it stays zero.
-
-    Raises:
-        errors.UsageError: it is of another width.
-    """
-    token = source.mask_token_D
-    networks = (student, teacher)
-    targets = [p for one in networks for n, p in one.named_parameters() if n == "mask_token"]
-    if token is None or not targets:
-        return left
-    if token.numel() != targets[0].numel():
-        raise errors.UsageError(
-            f"The mask token of {source.name} has {token.numel()} values, "
-            f"not {targets[0].numel()}.",
-            "--set model.init=scratch, or the model.arch that it was trained with",
-        )
-    with torch.no_grad():
-        for target in targets:
-            target.copy_(token.reshape(target.shape))
-    return [name for name in left if not _MASK_TOKEN.match(name)]
-
-
-def _load_ibot_heads(
-    source: Source, student: nn.Module, teacher: nn.Module, left: list[str]
-) -> list[str]:
-    """Load the patch objective's own heads, if the recipe has any; return the names still left.
-
-    Raises:
-        errors.InputError: the source has none.
-    """
-    if getattr(student, "ibot_head", None) is None:
-        return left
-    heads = (
-        source.teacher_ibot_head,
-        source.student_ibot_head or source.teacher_ibot_head,
-    )
-    for network, found in zip((teacher, student), heads, strict=True):
-        if found is None:
-            raise _lacks(source.name, "head of patch tokens", "--set start.heads=fresh")
-        _load_head(network, "ibot_head", found, source.name)
-    return [name for name in left if not _IBOT_HEAD.match(name)]
-
-
-def _load_head(
-    network: nn.Module, which: str, found: Mapping[str, torch.Tensor], init: str
-) -> list[str]:
-    """Load a projection head; return the names of a second one, which is left."""
-    head = network.get_submodule(which)
-    second = [name for name in found if name.startswith(_SECOND_HEAD)]
-    state = {name: tensor for name, tensor in found.items() if name not in second}
-    try:
-        foreign.check_fit(state, head.state_dict(), f"The head of {init} does not fit the recipe")
-    except errors.InputError as error:
-        rows = state.get("last_layer.weight_v")
-        hint = "--set start.heads=fresh"
-        if rows is not None and len(rows) != head.get_parameter("last_layer.weight_v").shape[0]:
-            hint = f"--set {which}.prototypes={len(rows)}, or {hint}"
-        raise errors.UsageError(str(error), hint) from error
-    head.load_state_dict(state)
-    return second
-
-
-def _load_moments(
-    found: Mapping[str, torch.Tensor],
-    student: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    *,
-    heads: bool,
-) -> None:
-    parameters = dict(student.named_parameters())
-    for full, tensor in found.items():
-        key, _, name = full.partition(".")
-        parameter = parameters.get(name)
-        if parameter is not None and (heads or name.startswith(("backbone.", "mask_token"))):
-            optimiser.state[parameter][key] = shard.like(parameter, tensor)
-
-
-def _lacks(init: str, part: str, hint: str) -> errors.InputError:
-    return errors.InputError(f"{init} holds no {part}.", hint)
 
 
 def _tell(source: Source, start: sections.Start, left: list[str]) -> None:
