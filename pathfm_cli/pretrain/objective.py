@@ -92,7 +92,7 @@ class Loss:
         return bool(self.koleo or self.kde)
 
 
-def check(method: Method, head: Head, ibot_head: Head | None, loss: Loss) -> None:
+def check(method: Method, ibot_head: Head | None, loss: Loss) -> None:
     """See that a recipe asks of its method what that can do.
 
     Raises:
@@ -111,10 +111,4 @@ def check(method: Method, head: Head, ibot_head: Head | None, loss: Loss) -> Non
         ibot_head is None or loss.ibot > 0,
         "ibot_head is there, but loss.ibot is 0",
         "--set loss.ibot=1.0, or leave the table out",
-    )
-    normed = head.batch_norm or (ibot_head is not None and ibot_head.batch_norm)
-    _check(
-        not (two and normed),
-        "head.batch_norm is true, but method is dinov2",
-        "--set head.batch_norm=false",
     )

@@ -183,7 +183,8 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     found = share.share(
         train.batch_size, processes, device_batch=train.device_batch, parts=machine.accumulate
     )
-    if settings.head.batch_norm and found.at_once < found.batch_size:
+    heads = (settings.head, settings.ibot_head or settings.head)
+    if any(head.batch_norm for head in heads) and found.at_once < found.batch_size:
         raise errors.UsageError(
             f"head.batch_norm needs the whole batch at once; here it is {found}.",
             "--gpus 1 without accumulation, or --set head.batch_norm=false",

@@ -232,7 +232,6 @@ def test_bf16_step_is_close_to_fp32(micro2):
         ("start.centre=keep", "belongs to the heads"),
         ("loss.ibot=0.0", "ibot_head is there, but loss.ibot is 0"),
         ("model.global_pool=avg", "trains the class token"),
-        ("head.batch_norm=true", "head.batch_norm is true"),
         ("method=dino", "loss.ibot is 1.0, but method is dino"),
         ("masks.share=1.5", "masks.share is 1.5"),
     ],
