@@ -112,7 +112,12 @@ def test_assignments_change_one_value():
     ("name", "assignment", "message", "hint"),
     [
         ("tinny", [], "no recipe 'tinny'", "did you mean tiny?"),
-        ("gone.toml", [], "no recipe file gone.toml", "presets: ablation-dino-vits16, ablation-dinov2-vits16"),
+        (
+            "gone.toml",
+            [],
+            "no recipe file gone.toml",
+            "presets: ablation-dino-vits16, ablation-dinov2-vits16",
+        ),
         ("tiny", ["train.stepps=3"], "Unknown setting train.stepps", "did you mean train.steps?"),
         ("tiny", ["train.steps=many"], "train.steps is 'many'", ""),
         ("tiny", ["train.steps=0"], "train.steps is 0", "1 or more"),
