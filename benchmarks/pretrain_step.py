@@ -1,6 +1,6 @@
-"""A training step of DINO here against the same step written out plainly.
+"""A training step of DINO or DINOv2 here against the same step written out plainly.
 
-python benchmarks/pretrain_step.py [--quick] [--json] [--device D] [--batch B] [--rounds N]
+python benchmarks/pretrain_step.py [--method M] [--quick] [--json] [--device D] [--batch B]
 
 The peer is the recipe of Caron et al. 2021 as its paper and public description have it, in plain
 PyTorch: one timm ViT forward a resolution, timm's drop path, `weight_norm` on the last layer, one
@@ -10,7 +10,7 @@ loop. Model, first weights, crops, head and schedule are the same. Both take tur
 processor time on the CPU (which other work on the machine disturbs less) and in wall time on CUDA.
 `bf16_cpu_ratio` is our bf16 step over the peer's fp32 step: on a CPU that is the precision the
 public code offers. Peak memory is that of two fresh processes, one each. `stall` is the share of a
-short run from a real slide that waits for patches.
+short run from a real slide that waits for patches. DINOv2's peer is in `plain_dinov2.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import plain_dinov2
 import torch
 from torch import nn
 from torch.nn import functional
@@ -40,6 +41,7 @@ SLIDE = Path(vit.__file__).parents[1] / "demo_data" / "CMU-1-Small-Region.svs"
 SMALL = ("head.prototypes=8192", "head.hidden=1024", "crops.local_count=4")
 H100_FLOPS = 790e12
 """bf16, as measured on an H200; `mfu` is relative to it."""
+RECIPES = {"dino": "dino-vits16", "dinov2": "ablation-dinov2-vits16"}
 GFLOP_PER_IMAGE = 114
 """ViT-S/16 with 2 x 224 and 8 x 96 pixels: student forward and back, teacher forward."""
 
@@ -146,7 +148,7 @@ def settings_of(options: argparse.Namespace, precision: str) -> recipe.Recipe:
         "optim.warmup_epochs=0",
         *(SMALL if options.quick else ()),
     ]
-    return recipe.load("dino-vits16", changes)
+    return recipe.load(RECIPES[options.method], changes)
 
 
 def made_crops(settings: recipe.Recipe, device: torch.device) -> list[torch.Tensor]:
@@ -165,8 +167,9 @@ def side(name: str, options: argparse.Namespace) -> Callable[[int, list[torch.Te
     who, precision = name.split("-")
     settings, device = settings_of(options, precision), torch.device(options.device)
     if who == "plain":
-        return Plain(settings, device, precision).step
-    method = dino.Dino(settings, place.Place(0, 1, device))
+        peer = Plain if options.method == "dino" else plain_dinov2.Plain
+        return peer(settings, device, precision).step
+    method = train.begin(settings, place.Place(0, 1, device))
     return lambda step, crops: method.step(step, crops, measure=step % 10 == 9)
 
 
@@ -223,7 +226,13 @@ def cpu_flags() -> str:
 def peak(name: str, options: argparse.Namespace) -> float:
     """Peak memory in MB that steps add to a fresh process."""
     command = [sys.executable, __file__, "--peak", name, "--batch", str(options.batch)]
-    command += ["--device", options.device, *(["--quick"] if options.quick else [])]
+    command += [
+        "--device",
+        options.device,
+        "--method",
+        options.method,
+        *(["--quick"] if options.quick else []),
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -241,7 +250,7 @@ def own_peak(name: str, options: argparse.Namespace) -> float:
 def stall(options: argparse.Namespace) -> float:
     """Share of the time that a run from the bundled slide waits for patches, after its start."""
     settings = recipe.load(
-        "dino-vits16",
+        RECIPES[options.method],
         [
             *("model.init=scratch", "train.steps=4", "train.log_every=1", "train.probe_patches=0"),
             *("train.steps_per_epoch=4", "optim.warmup_epochs=0", "train.precision=auto"),
@@ -266,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller head, fewer views and rounds")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--method", choices=RECIPES, default="dino")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int)
@@ -280,7 +290,12 @@ def main() -> None:
     result["rss_ratio"] = peak("ours-fp32", options) / peak("plain-fp32", options)
     result["stall"] = stall(options)
     rounded = {key: round(value, 3) for key, value in result.items()}
-    facts = {"device": options.device, "threads": torch.get_num_threads(), "batch": options.batch}
+    facts = {
+        "method": options.method,
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "batch": options.batch,
+    }
     if options.json:
         print(json.dumps({**rounded, **facts}))
         return

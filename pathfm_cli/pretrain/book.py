@@ -108,9 +108,8 @@ class Book:
     def save(self, method: dino.Dino) -> None:
         """Keep a checkpoint."""
         self._health.tell(method.guard)
-        if self.here.leads:
-            target = self.job.run / folder.CHECKPOINTS
-            checkpoint.save(target, self.step, method, self.job.header.id)
+        target = self.job.run / folder.CHECKPOINTS
+        checkpoint.save(target, self.step, method, self.job.header.id)
 
     def publish(self, method: dino.Dino) -> None:
         """Export the teacher as it is now to `exports/step-N`."""
@@ -146,8 +145,9 @@ class Book:
                 log.warning("patch %d was replaced by another: %s", failure.index, failure.error)
 
     def _write(self, outcome: dino.Outcome, seen: dino.Measures, skipped: int) -> None:
-        shares = torch.stack([outcome.loss, seen.entropy]).cpu() / self.here.world_size
-        loss, entropy = self.here.total(shares).tolist()
+        told = torch.stack([outcome.loss, seen.entropy, *outcome.terms.values()])
+        shares = told.float().cpu() / self.here.world_size
+        loss, entropy, *terms = self.here.total(shares).tolist()
         failed = int(self.here.total(torch.tensor(float(self._failed))).item())
         now = time.perf_counter()
         elapsed_s = now - self._since
@@ -167,6 +167,7 @@ class Book:
             "stall": self._waited_s / elapsed_s,
             "failed_patches": failed,
             "skipped_steps": skipped,
+            **{f"loss_{name}": term for name, term in zip(outcome.terms, terms, strict=True)},
         }
         # JSON has no nan, nor an infinity; a step that was skipped has no loss to speak of.
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}

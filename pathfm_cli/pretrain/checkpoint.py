@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import dino, folder
+from pathfm_cli.pretrain import dino, folder, shard
 
 SCHEMA = "pathfm.resume/2"
 _MODULES = ("student", "teacher", "centre", "guard")
@@ -25,7 +26,8 @@ _MODULES = ("student", "teacher", "centre", "guard")
 def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
     """Write the checkpoint after `step` steps, unless it is there, and drop the oldest.
 
-    `train.keep_checkpoints` are kept; 0 keeps all.
+    `train.keep_checkpoints` are kept; 0 keeps all. All ranks must ask, so that a student that they
+    share comes together; only the first writes. What is written does not depend on their number.
 
     Args:
         home: `checkpoints` of the run.
@@ -37,11 +39,12 @@ def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
         errors.PathfmError: the disk is full, or fails.
     """
     final = home / f"step-{step:06d}"
-    if final.exists():
+    contents = _gathered(method, kept=method.here.leads)
+    if not method.here.leads or final.exists():
         return final
     temporary = home / f".step-{step:06d}.tmp-{os.getpid()}"
     try:
-        _write(temporary, step, method, identity)
+        _write(temporary, step, contents, identity)
         os.replace(temporary, final)
         _fsync(home)
     except (OSError, SafetensorError) as error:
@@ -59,12 +62,12 @@ def save(home: Path, step: int, method: dino.Dino, identity: str) -> Path:
     return final
 
 
-def _write(folder_: Path, step: int, method: dino.Dino, identity: str) -> None:
+def _write(
+    folder_: Path, step: int, contents: Mapping[str, dict[str, torch.Tensor]], identity: str
+) -> None:
     folder_.mkdir(parents=True)
-    for name in _MODULES:
-        tensors = getattr(method, name).state_dict()
-        safetensors_torch.save_file(_contiguous(tensors), folder_ / f"{name}.safetensors")
-    safetensors_torch.save_file(_moments(method), folder_ / "optimiser.safetensors")
+    for name, tensors in contents.items():
+        safetensors_torch.save_file(tensors, folder_ / f"{name}.safetensors")
     state = {"schema": SCHEMA, "id": identity, "step": step}
     (folder_ / "state.json").write_text(json.dumps(state) + "\n")
     for file in folder_.iterdir():
@@ -91,8 +94,12 @@ def restore(home: Path, method: dino.Dino, identity: str) -> int:
         if state["id"] != identity:
             raise errors.InputError(f"{source} belongs to run {state['id']}.", "use another -o")
         for name in _MODULES:
+            module = getattr(method, name)
             tensors = safetensors_torch.load_file(source / f"{name}.safetensors")
-            getattr(method, name).load_state_dict(tensors)
+            own = module.state_dict()
+            # A name that is not its own is left for `load_state_dict` to refuse.
+            shares = {n: shard.like(own[n], t) if n in own else t for n, t in tensors.items()}
+            module.load_state_dict(shares)
         _set_moments(method, safetensors_torch.load_file(source / "optimiser.safetensors"))
         return int(state["step"])
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
@@ -101,10 +108,23 @@ def restore(home: Path, method: dino.Dino, identity: str) -> int:
         ) from error
 
 
+def _gathered(method: dino.Dino, *, kept: bool) -> dict[str, dict[str, torch.Tensor]]:
+    """Whole tensors of every file, by name; none unless they are `kept`, but all ranks ask."""
+    named = {name: getattr(method, name).state_dict() for name in _MODULES}
+    named["optimiser"] = _moments(method)
+    contents: dict[str, dict[str, torch.Tensor]] = {name: {} for name in named} if kept else {}
+    for name, tensors in named.items():
+        for key, tensor in tensors.items():
+            whole = shard.whole(tensor.detach())
+            if kept:
+                contents[name][key] = whole.contiguous()
+    return contents
+
+
 def _moments(method: dino.Dino) -> dict[str, torch.Tensor]:
     """AdamW's state by parameter name; frozen parameters have none yet."""
     return {
-        f"{key}.{name}": value.detach().contiguous()
+        f"{key}.{name}": value
         for name, parameter in method.student.named_parameters()
         for key, value in method.optimiser.state.get(parameter, {}).items()
     }
@@ -115,11 +135,7 @@ def _set_moments(method: dino.Dino, tensors: dict[str, torch.Tensor]) -> None:
     for full, tensor in tensors.items():
         key, _, name = full.partition(".")
         parameter = parameters[name]
-        method.optimiser.state[parameter][key] = tensor.to(parameter.device)
-
-
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        method.optimiser.state[parameter][key] = shard.like(parameter, tensor)
 
 
 def _sweep(home: Path) -> None:

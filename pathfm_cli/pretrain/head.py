@@ -23,11 +23,14 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not norm)
         self.weight_v = nn.Parameter(fresh.weight.detach())
 
+    def rows(self) -> torch.Tensor:
+        """The rows (K, D) themselves."""
+        # The kernel of torch's own weight norm: one pass over the rows, and one back.
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K)."""
-        # The kernel of torch's own weight norm: one pass over the rows, and one back.
-        weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)
-        return functional.linear(x_BD, weight_KD)
+        return functional.linear(x_BD, self.rows())
 
 
 class DinoHead(nn.Module):
@@ -67,9 +70,13 @@ class DinoHead(nn.Module):
             self.mlp.append(_linear(wide, narrow))
         self.last_layer = Prototypes(bottleneck, prototypes, norm=norm_last_layer)
 
+    def embed(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """Return what is compared with the prototypes: the bottleneck, of length 1."""
+        return functional.normalize(self.mlp(x_BD), dim=-1)
+
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Return logits (B, K) for embeddings (B, D)."""
-        logits_BK: torch.Tensor = self.last_layer(functional.normalize(self.mlp(x_BD), dim=-1))
+        logits_BK: torch.Tensor = self.last_layer(self.embed(x_BD))
         return logits_BK
 
 

@@ -15,7 +15,7 @@ from pathfm_cli import errors
 from pathfm_cli.pretrain import recipe
 
 _BLOCK = re.compile(r"^backbone\.blocks\.(\d+)\.")
-_FIRST = re.compile(r"^backbone\.(pos_embed|patch_embed|cls_token|reg_token|mask_token)\b")
+_FIRST = re.compile(r"^mask_token$|^backbone\.(pos_embed|patch_embed|cls_token|reg_token)\b")
 _PATCH = "backbone.patch_embed."
 
 

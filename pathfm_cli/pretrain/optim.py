@@ -1,7 +1,8 @@
-"""AdamW in groups, clipping of each tensor, and the teacher's running mean.
+"""AdamW in groups, clipping, and the teacher's running mean.
 
 Source: facebookresearch/dino, `utils.py`: `get_params_groups`, `clip_gradients`,
-`cancel_gradients_last_layer`; `main_dino.py`: the EMA update.
+`cancel_gradients_last_layer`; `main_dino.py`: the EMA update. facebookresearch/dinov2,
+`train/train.py`: clipping by parts. Parameters may be shared over ranks, see `shard`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+
+from pathfm_cli.pretrain import shard
 
 
 def adamw(module: nn.Module, factors: Mapping[str, float] | None = None) -> torch.optim.AdamW:
@@ -65,16 +68,44 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> torch.Tensor:
         The norm of all gradients together before clipping, a scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = shard.norms(gradients)
     if limit:
-        factors = (limit / (norms + 1e-6)).clamp(max=1)
-        pairs = list(zip(gradients, factors.unbind(), strict=True))
-        if factors.device.type == "cpu":  # Only here it costs nothing to look.
-            pairs = [(gradient, factor) for gradient, factor in pairs if factor < 1]
-        for gradient, factor in pairs:
-            gradient.mul_(factor)
+        _scale(gradients, (limit / (norms + 1e-6)).clamp(max=1))
     total: torch.Tensor = norms.norm()
     return total
+
+
+@torch.no_grad()
+def clip_parts(module: nn.Module, limit: float) -> torch.Tensor:
+    """As `clip`, with one norm for each part of a `networks.Network`: encoder, head, second head.
+
+    What lies in no part, the mask token, belongs to the encoder.
+    """
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            part = name.partition(".")[0] if "head." in name else "backbone"
+            parts.setdefault(part, []).append(parameter.grad)
+    gradients = [gradient for part in parts.values() for gradient in part]
+    norms = shard.norms(gradients)
+    lengths = [len(part) for part in parts.values()]
+    totals = torch.stack([own.norm() for own in torch.split(norms, lengths)])
+    if limit:
+        factors = (limit / (totals + 1e-6)).clamp(max=1)
+        each = torch.repeat_interleave(
+            factors, torch.tensor(lengths, device=factors.device), output_size=len(gradients)
+        )
+        _scale(gradients, each)
+    total: torch.Tensor = totals.norm()
+    return total
+
+
+def _scale(gradients: Iterable[torch.Tensor], factors: torch.Tensor) -> None:
+    pairs = list(zip(map(shard.own, gradients), factors.unbind(), strict=True))
+    if factors.device.type == "cpu":  # Only here it costs nothing to look.
+        pairs = [(gradient, factor) for gradient, factor in pairs if factor < 1]
+    for gradient, factor in pairs:
+        gradient.mul_(factor)
 
 
 def freeze_last_layer(module: nn.Module) -> None:
@@ -89,4 +120,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher: teacher = m * teacher + (1 - m) * student, parameter by parameter."""
     slow: list[torch.Tensor] = list(teacher.parameters())
     fast: list[torch.Tensor] = list(student.parameters())
-    torch._foreach_lerp_(slow, fast, 1 - momentum)
+    if all(shard.own(one) is one for one in fast):
+        torch._foreach_lerp_(slow, fast, 1 - momentum)
+        return
+    for one, other in zip(slow, fast, strict=True):
+        one.lerp_(shard.whole(other), 1 - momentum)

@@ -5,7 +5,8 @@ moments can be taken, see `sections.Start`. Layouts of foreign full checkpoints:
 
 DINO     `teacher`, `student`: `[module.]backbone.*`, `[module.]head.*`; `dino_loss` with `center`
 iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center`
-DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`
+DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`;
+         `ibot_head.*` where it has a head of its own, `mask_token` among the encoder's tensors
 
 Nothing is unpickled, see `model.files`. What of a file is not used is told on the log.
 """
@@ -24,7 +25,7 @@ from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, files, foreign, vit, weights
-from pathfm_cli.pretrain import folder, recipe, sections
+from pathfm_cli.pretrain import folder, recipe, sections, transplant
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -33,7 +34,8 @@ State = dict[str, torch.Tensor]
 SCRATCH = "scratch"
 _FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
 _HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
-_SECOND_HEAD = "last_layer2."
+_IBOT_HEAD = re.compile(r"^(?:module\.)*ibot_head\.(.+)$")
+_MASK_TOKEN = re.compile(r"^(?:module\.)*(?:backbone\.)?(?:mask_token|masked_embed)$")
 _HEAD_NAMES = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
@@ -59,6 +61,11 @@ class Source:
     """The student's encoder."""
     teacher_head: Mapping[str, torch.Tensor] | None = None
     student_head: Mapping[str, torch.Tensor] | None = None
+    teacher_ibot_head: Mapping[str, torch.Tensor] | None = None
+    """The patch objective's own head."""
+    student_ibot_head: Mapping[str, torch.Tensor] | None = None
+    mask_token_D: torch.Tensor | None = None
+    """What the student sees in the place of hidden patches, of any shape."""
     centre_K: torch.Tensor | None = None
     moments: Mapping[str, torch.Tensor] | None = None
     """As `optimiser.safetensors` of a checkpoint: `exp_avg.PARAMETER` and so on."""
@@ -72,6 +79,11 @@ def check(settings: recipe.Recipe) -> None:
         errors.UsageError: parts are to be kept of what is no file and no run.
     """
     init, start = settings.model.init, settings.start
+    anchor = settings.loss.gram_anchor
+    if anchor and not Path(anchor).exists():
+        raise errors.InputError(
+            f"{anchor}, to anchor patches at, does not exist.", "--set loss.gram_anchor=run1/"
+        )
     path = Path(init)
     if path.exists():
         return
@@ -89,15 +101,34 @@ def check(settings: recipe.Recipe) -> None:
 
 def sources(settings: recipe.Recipe) -> list[Path]:
     """The files that the start is read from, for the identity of the run; none without any."""
-    path = Path(settings.model.init)
+    anchor = settings.loss.gram_anchor
+    return [
+        *_sources(Path(settings.model.init), settings.start),
+        *(_sources(Path(anchor), sections.Start()) if anchor else []),
+    ]
+
+
+def _sources(path: Path, start: sections.Start) -> list[Path]:
     if not path.exists():
         return []
     if not _is_run(path):
         return [path]
     found = [artifacts.resolve(path)]
-    if settings.start != sections.Start():
+    if start != sections.Start():
         found += sorted(_newest(path).glob("*.safetensors"))
     return found
+
+
+def load_encoder(path: str, network: nn.Module, arch: str) -> None:
+    """Load the encoder of a run, an export or a checkpoint file into a `networks.Network`.
+
+    Raises:
+        errors.InputError: it cannot be read.
+        errors.UsageError: it does not fit.
+    """
+    where = Path(path)
+    source = _run(where, sections.Start()) if _is_run(where) else _file(where)
+    _load_encoder(network, source, source.encoder, arch)
 
 
 def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> Source | None:
@@ -126,16 +157,22 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
         source = _run(path, start) if _is_run(path) else _file(path)
     own = source.student if start.student == "own" else source.encoder
     if own is None:
-        raise _lacks(init, "student", "--set start.student=teacher")
+        raise transplant.lacks(init, "student", "--set start.student=teacher")
     left = _load_encoder(teacher, source, source.encoder, settings.model.arch)
     _load_encoder(student, source, own, settings.model.arch)
+    both = (teacher, student)
     if start.heads == "keep":
-        heads = (source.teacher_head, source.student_head or source.teacher_head)
         left = [name for name in left if not _HEAD.match(name)]
-        for network, head in zip((teacher, student), heads, strict=True):
-            if head is None:
-                raise _lacks(init, "projection head", "--set start.heads=fresh")
-            left += _load_head(network, head, init)
+        heads = (source.teacher_head, source.student_head or source.teacher_head)
+        for network, head in zip(both, heads, strict=True):
+            left += transplant.head(network, "head", head, init)
+        if getattr(student, "ibot_head", None) is not None:
+            left = [name for name in left if not _IBOT_HEAD.match(name)]
+            heads = (source.teacher_ibot_head, source.student_ibot_head or source.teacher_ibot_head)
+            for network, head in zip(both, heads, strict=True):
+                transplant.head(network, "ibot_head", head, init)
+    if transplant.mask_token(both, source.mask_token_D, init):
+        left = [name for name in left if not _MASK_TOKEN.match(name)]
     _tell(source, start, left)
     return source
 
@@ -157,7 +194,7 @@ def carry(
         return
     if start.centre == "keep":
         if source.centre_K is None:
-            raise _lacks(source.name, "centre", "--set start.centre=fresh")
+            raise transplant.lacks(source.name, "centre", "--set start.centre=fresh")
         buffer = centre.get_buffer("centre_K")
         if source.centre_K.numel() != buffer.numel():
             raise errors.UsageError(
@@ -168,8 +205,8 @@ def carry(
         buffer.copy_(source.centre_K.flatten())
     if start.moments == "keep":
         if source.moments is None:
-            raise _lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
-        _load_moments(source.moments, student, optimiser, heads=start.heads == "keep")
+            raise transplant.lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
+        transplant.moments(source.moments, student, optimiser, heads=start.heads == "keep")
 
 
 def _is_run(path: Path) -> bool:
@@ -213,7 +250,10 @@ def _run(path: Path, start: sections.Start) -> Source:
         student=_below(student, "backbone."),
         teacher_head=_below(teacher, "head."),
         student_head=_below(student, "head."),
-        centre_K=centre["centre_K"],
+        teacher_ibot_head=_below(teacher, "ibot_head.") or None,
+        student_ibot_head=_below(student, "ibot_head.") or None,
+        mask_token_D=student.get("mask_token"),
+        centre_K=centre.get("centre_K"),
         moments=moments,
     )
 
@@ -234,6 +274,9 @@ def _file(path: Path) -> Source:
         student=student,
         teacher_head=_head(teacher),
         student_head=_head(student),
+        teacher_ibot_head=_head(teacher, _IBOT_HEAD),
+        student_ibot_head=_head(student, _IBOT_HEAD),
+        mask_token_D=_mask_token(student) if student else _mask_token(encoder),
         centre_K=_centre(content),
     )
 
@@ -278,10 +321,16 @@ def _centre(content: Any) -> torch.Tensor | None:
     return None
 
 
-def _head(branch: Mapping[str, torch.Tensor] | None) -> State | None:
+def _mask_token(branch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    return next((tensor for name, tensor in branch.items() if _MASK_TOKEN.match(name)), None)
+
+
+def _head(
+    branch: Mapping[str, torch.Tensor] | None, which: re.Pattern[str] = _HEAD
+) -> State | None:
     found: State = {}
     for name, tensor in (branch or {}).items():
-        if match := _HEAD.match(name):
+        if match := which.match(name):
             found[_HEAD_NAMES.get(match[1], match[1])] = tensor
     return found or None
 
@@ -311,42 +360,6 @@ def _load_encoder(
         raise errors.UsageError(str(error), hint) from error
     backbone.load_state_dict(state)
     return left
-
-
-def _load_head(network: nn.Module, found: Mapping[str, torch.Tensor], init: str) -> list[str]:
-    """Load a projection head; return the names of a second one, which is left."""
-    head = network.get_submodule("head")
-    second = [name for name in found if name.startswith(_SECOND_HEAD)]
-    state = {name: tensor for name, tensor in found.items() if name not in second}
-    try:
-        foreign.check_fit(state, head.state_dict(), f"The head of {init} does not fit the recipe")
-    except errors.InputError as error:
-        rows = state.get("last_layer.weight_v")
-        hint = "--set start.heads=fresh"
-        if rows is not None and len(rows) != head.get_parameter("last_layer.weight_v").shape[0]:
-            hint = f"--set head.prototypes={len(rows)}, or {hint}"
-        raise errors.UsageError(str(error), hint) from error
-    head.load_state_dict(state)
-    return second
-
-
-def _load_moments(
-    found: Mapping[str, torch.Tensor],
-    student: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    *,
-    heads: bool,
-) -> None:
-    parameters = dict(student.named_parameters())
-    for full, tensor in found.items():
-        key, _, name = full.partition(".")
-        parameter = parameters.get(name)
-        if parameter is not None and (heads or name.startswith("backbone.")):
-            optimiser.state[parameter][key] = tensor.to(parameter.device)
-
-
-def _lacks(init: str, part: str, hint: str) -> errors.InputError:
-    return errors.InputError(f"{init} holds no {part}.", hint)
 
 
 def _tell(source: Source, start: sections.Start, left: list[str]) -> None:

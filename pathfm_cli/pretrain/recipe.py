@@ -7,77 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from pathfm_cli import config, errors
 from pathfm_cli.data import draw, skips
-from pathfm_cli.pretrain import schedule, sections
+from pathfm_cli.pretrain import masks as masking
+from pathfm_cli.pretrain import objective, schedule, sections
 from pathfm_cli.wsi import pyramid
 
 PRESETS = "pathfm_cli.pretrain.recipes"
 ASIDE = (
-    *("compile", "device_batch", "max_failed", "max_nonfinite", "on_collapse"),
+    *("compile", "max_failed", "max_nonfinite", "on_collapse"),
     *("checkpoint_every", "keep_checkpoints", "export_every", "log_every"),
     *("watch_every", "watch_data", "watch_images", "tensorboard"),
 )
 """Settings of `train` that decide no weight: no part of a run's identity, free on resume."""
 
+_ORDINALS = {2: "second", 3: "third"}
+
 _check = sections.check
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
-    """The projection head; see `head.DinoHead`."""
-
-    layers: int
-    """Linear layers before the prototypes."""
-    hidden: int
-    """Inner width."""
-    bottleneck: int
-    """Width that is normalised."""
-    prototypes: int
-    """Output size K."""
-    norm_last_layer: bool
-    """Whether every prototype keeps length 1."""
-    batch_norm: bool = False
-    """Normalise over the batch before every GELU (dino: use_bn_in_head)."""
-
-    def __post_init__(self) -> None:
-        most = {"layers": 64, "hidden": 1 << 17, "bottleneck": 1 << 17, "prototypes": 1 << 22}
-        for name, largest in most.items():
-            value = getattr(self, name)
-            _check(1 <= value <= largest, f"head.{name} is {value}", f"1 to {largest}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Loss:
-    """DINO's loss; see `losses.dino`."""
-
-    student_temperature: float
-    """Divides the student's logits."""
-    teacher_temperature: float
-    """Divides the teacher's logits after the ramp."""
-    teacher_temperature_start: float
-    """Divides the teacher's logits in the first epoch."""
-    teacher_temperature_epochs: int
-    """Epochs of the ramp between the two."""
-    centre_momentum: float
-    """Share of the old centre that is kept each step."""
-    freeze_last_layer_epochs: int
-    """Epochs at the start during which the prototypes stand still."""
-    koleo: float = 0.0
-    """Weight of KoLeo, which keeps embeddings apart (DINOv2: 0.1), see `losses.koleo`; 0: none."""
-
-    def __post_init__(self) -> None:
-        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
-            _check(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}", "above 0")
-        value = self.centre_momentum
-        _check(0 <= value < 1, f"loss.centre_momentum is {value}", "0 up to, not including, 1")
-        for name in ("koleo", "teacher_temperature_epochs", "freeze_last_layer_epochs"):
-            _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}", "0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +51,9 @@ class Optim:
     weight_decay_end: float
     """Weight decay at the end, reached by a cosine."""
     clip_norm: float
-    """Largest gradient norm of each parameter tensor; 0 switches clipping off."""
+    """Largest gradient norm of each tensor, or part, see `clip_by`; 0 switches clipping off."""
+    clip_by: Literal["tensor", "part"] = "tensor"
+    """What is clipped for itself: every parameter tensor (DINO), or encoder and heads (DINOv2)."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each block to the one before it, see `layers`; 1: none."""
     patch_embed_lr: float = 1.0
@@ -148,6 +101,9 @@ class Train:
     """Arithmetic of the networks: auto is bf16 autocast on CUDA, fp32 elsewhere."""
     compile: bool = False
     """Compile the encoder's blocks with `torch.compile`: minutes at the start, faster on CUDA."""
+    shard_above: int = 500_000_000
+    """Parameters of the student, heads included, above which several processes share its weights,
+    gradients and moments (FSDP2), see `shard`; below, each has all of them (DDP)."""
     distinct_patches: int = 0
     """Train on this many distinct patches over and over (paper, Table IV); 0: always new ones."""
     patches_per_window: int = 1
@@ -192,7 +148,7 @@ class Train:
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}", "1 or more")
         _check(0 <= self.max_failed <= 1, f"train.max_failed is {self.max_failed}", "0 to 1")
         free = ("device_batch", "distinct_patches", "export_every", "probe_patches", "watch_every")
-        for name in (*free, "max_nonfinite", "keep_checkpoints", "seed"):
+        for name in (*free, "shard_above", "max_nonfinite", "keep_checkpoints", "seed"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
         _check(self.watch_images > 0, f"train.watch_images is {self.watch_images}", "1 or more")
         _check(
@@ -208,20 +164,37 @@ class Recipe:
 
     name: str
     """What `model.json` and reports call the recipe."""
+    method: objective.Method = "dino"
+    """What a step does: DINO, see `dino`, or DINOv2, see `dinov2`."""
     phase: int = 1
-    """1, or 2 for the paper's second: frozen sections come in, the peak learning rate is halved."""
+    """1; 2 for the paper's second: frozen sections come in, the peak learning rate is halved; 3 for
+    a finish on larger views, where the recipe has one."""
     model: sections.Model
     start: sections.Start = sections.Start()
     data: draw.SampleConfig
     crops: sections.Crops
     augment: sections.Augment
-    head: Head
-    loss: Loss
+    masks: masking.Masking = masking.Masking(share=0.5, ratio=(0.1, 0.5))
+    head: objective.Head
+    ibot_head: objective.Head | None = None
+    """The patch objective's own head; None: it shares `head`."""
+    loss: objective.Loss
     optim: Optim
     ema: Ema
     train: Train
 
     def __post_init__(self) -> None:
+        objective.check(self.method, self.ibot_head, self.loss)
+        _check(
+            self.start.centre == "fresh" or self.loss.centring == "ema",
+            "start.centre is 'keep', but Sinkhorn-Knopp has none",
+            "--set start.centre=fresh",
+        )
+        _check(
+            self.method == "dino" or self.model.global_pool != "avg",
+            "model.global_pool is 'avg', but method is dinov2, which trains the class token",
+            "--set model.global_pool=token",
+        )
         _check(
             self.warmup_steps < self.train.steps,
             f"optim.warmup_epochs ({self.warmup_steps} steps) fills the whole run of "
@@ -290,30 +263,33 @@ def load(name: str, assignments: Sequence[str] = (), phase: int | None = None) -
     Args:
         name: of the preset or file.
         assignments: as `--set` takes them; the last word on every setting.
-        phase: 2 lays the recipe's table `phase2` over it; None: as the recipe says.
+        phase: 2 lays the recipe's table `phase2` over it, 3 `phase3`; None: as the recipe says.
 
     Raises:
-        errors.UsageError: no such recipe, unknown setting, a value that makes no sense, or a second
+        errors.UsageError: no such recipe, unknown setting, a value that makes no sense, or a later
             phase without the run to start from.
     """
     tree = config.overlay(config.loads(_text(name), name), ())
-    second = tree.pop("phase2", None)
+    later = {number: tree.pop(f"phase{number}", None) for number in _ORDINALS}
     if phase not in (None, tree.get("phase", 1)):
-        tree = config.merge(tree, _second(name, second, phase))
+        tree = config.merge(tree, _phase(name, later, phase))
         if not any(text.partition("=")[0].strip() == "model.init" for text in assignments):
             raise errors.UsageError(
-                "The second phase goes on from the run of the first.", "--phase 2 --init run1/"
+                f"The {_ORDINALS[phase]} phase goes on from the run of the one before.",
+                f"--phase {phase} --init run{phase - 1}/",
             )
     return config.build(Recipe, _timed(config.overlay(tree, assignments)))
 
 
-def _second(name: str, changes: Any, phase: int | None) -> dict[str, Any]:
-    """The table `phase2` of a recipe, if that is what was asked for and there is one."""
-    if phase != 2:
-        raise errors.UsageError(f"There is no phase {phase}.", "--phase 1 or --phase 2")
+def _phase(name: str, later: Mapping[int, Any], phase: int) -> dict[str, Any]:
+    """The table of a phase, if the recipe has one of that number."""
+    changes = later.get(phase)
     if not isinstance(changes, dict):
-        raise errors.UsageError(f"The recipe {name} has no second phase.", "leave --phase out")
-    return {**changes, "phase": 2}
+        known = [f"--phase {number}" for number, table in later.items() if table]
+        raise errors.UsageError(
+            f"The recipe {name} has no phase {phase}.", " or ".join(known) or "leave --phase out"
+        )
+    return {**changes, "phase": phase}
 
 
 def _timed(tree: dict[str, Any]) -> dict[str, Any]:

@@ -183,15 +183,18 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     found = share.share(
         train.batch_size, processes, device_batch=train.device_batch, parts=machine.accumulate
     )
-    if settings.head.batch_norm and found.at_once < found.batch_size:
+    heads = (settings.head, settings.ibot_head or settings.head)
+    if any(head.batch_norm for head in heads) and found.at_once < found.batch_size:
         raise errors.UsageError(
             f"head.batch_norm needs the whole batch at once; here it is {found}.",
             "--gpus 1 without accumulation, or --set head.batch_norm=false",
         )
-    if settings.loss.koleo and found.parts > 1:
+    loss = settings.loss
+    if loss.spreads and loss.spread_over == "ranks" and found.parts > 1:
+        name = "koleo" if loss.koleo else "kde"
         raise errors.UsageError(
-            f"loss.koleo compares all images of a batch; here it is {found}.",
-            "--accumulate 1, or --set loss.koleo=0",
+            f"loss.{name} compares all images of a batch; here it is {found}.",
+            f"--accumulate 1, --set loss.spread_over=rank, or --set loss.{name}=0.0",
         )
     return found
 

@@ -50,6 +50,25 @@ class EpochRamp:
         return self.start + (self.end - self.start) * epoch / max(self.epochs - 1, 1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepRamp:
+    """A straight line from `start` to `end`, both among its values, then `end`.
+
+    DINOv2's teacher temperature: facebookresearch/dinov2, `CosineScheduler` of warmup alone.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Value at `step`, from 0."""
+        if step >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * step / max(self.steps - 1, 1)
+
+
+Ramp = EpochRamp | StepRamp
 Rule = Literal["linear", "sqrt", "absolute"]
 
 RULES: dict[Rule, str] = {

@@ -35,12 +35,18 @@ class Model:
     """Number of blocks."""
     num_heads: int | None = None
     """Attention heads."""
+    reg_tokens: int | None = None
+    """Register tokens: they take part in attention and belong to no patch."""
+    init_values: float | None = None
+    """First factor of every residual branch (LayerScale; DINOv2: 1e-5)."""
     global_pool: Literal["token", "avg"] | None = None
     """What a vision transformer's embedding is: the class token, or the mean of patch tokens."""
     input: Literal["rgb", "density"] = "rgb"
     """What the encoder sees: colours, or grey optical density, see `model.density`."""
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block of the student; earlier ones grow to it linearly."""
+    """Stochastic depth of the last block of the student."""
+    drop_path: Literal["linear", "uniform"] = "linear"
+    """Whether earlier blocks grow to that rate from 0 (DINO), or all have it (DINOv2)."""
 
     def __post_init__(self) -> None:
         rate = self.drop_path_rate
@@ -52,7 +58,8 @@ class Model:
 
     def kwargs(self) -> dict[str, Any]:
         """The arguments that differ from the architecture's own, for `vit.build`."""
-        names = ("patch_size", "embed_dim", "depth", "num_heads", "global_pool")
+        names = ["patch_size", "embed_dim", "depth", "num_heads", "global_pool"]
+        names += ["reg_tokens", "init_values"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator
 
 from pathfm_cli import errors
 from pathfm_cli.data import stream
-from pathfm_cli.pretrain import augment, book, checkpoint, dino, folder, place, share, watch
+from pathfm_cli.pretrain import (
+    augment,
+    book,
+    checkpoint,
+    dino,
+    dinov2,
+    folder,
+    place,
+    recipe,
+    share,
+    watch,
+)
 
 log = logging.getLogger("pathfm.pretrain")
 
@@ -26,7 +37,7 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
             `train.on_collapse` is stop.
     """
     settings = job.settings.train
-    method = dino.Dino(job.settings, here)
+    method = begin(job.settings, here)
     first = checkpoint.restore(job.run / folder.CHECKPOINTS, method, job.header.id)
     _announce(job, here, first)
     ledger = book.Book(job, here, first)
@@ -53,6 +64,13 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
             )
     watcher.close()
     ledger.finish(method)
+
+
+def begin(settings: recipe.Recipe, here: place.Place) -> dino.Dino:
+    """Student, teacher and all else of the recipe's method, before the first step."""
+    return (
+        dinov2.Dinov2(settings, here) if settings.method == "dinov2" else dino.Dino(settings, here)
+    )
 
 
 def batches(job: book.Job, here: place.Place, first: int) -> Iterator[stream.Batch]:

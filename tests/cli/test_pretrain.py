@@ -328,7 +328,7 @@ def refused(done, code, message, hint):
             ["--recipe", "tiny", "--overwrite", "--nnodes", "2", "--rdzv-endpoint", "a:1"],
             *("one could overwrite", "rm -r "),
         ),
-        (["--recipe", "tiny", "--phase", "2"], "no second phase", "leave --phase out"),
+        (["--recipe", "tiny", "--phase", "2"], "no phase 2", "leave --phase out"),
         (["--recipe", "tiny", "--where", "stain ="], "cannot be read", "--where"),
         (["--recipe", "tiny", "--subset", "0"], "subset 0.0 is no share", "--subset 0.1"),
         (["--recipe", "tiny", "--accumulate", "3"], "cannot be taken in 3 parts", "--accumulate 2"),

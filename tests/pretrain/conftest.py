@@ -48,3 +48,21 @@ def tissue(tmp_path_factory) -> Path:
 def micro():
     """A function from `a.b=value` changes to the recipe."""
     return lambda *changes: recipe.load("tiny", [*MICRO, *changes])
+
+
+MICRO2 = (
+    *(change for change in MICRO if "teacher_temperature" not in change),
+    "model.reg_tokens=1",
+    "ibot_head.layers=2",
+    "ibot_head.hidden=16",
+    "ibot_head.bottleneck=8",
+    "ibot_head.prototypes=48",
+    "ibot_head.norm_last_layer=false",
+    "train.shard_above=0",
+)
+
+
+@pytest.fixture(scope="session")
+def micro2():
+    """The same for DINOv2; ranks share their student."""
+    return lambda *changes: recipe.load("tiny-dinov2", [*MICRO2, *changes])

@@ -120,6 +120,24 @@ class Centre(nn.Module):
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(mean_K)
             mean_K /= distributed.get_world_size()
+        self._move(mean_K, skip)
+
+    @torch.no_grad()
+    def add_up(self, total_K: torch.Tensor, rows: int, skip: torch.Tensor) -> None:
+        """As `update`, for ranks that have unequal numbers of logits; without any, nothing moves.
+
+        Args:
+            total_K: sum of this rank's logits, float32.
+            rows: how many there are.
+            skip: as `update`.
+        """
+        both = torch.cat([total_K, total_K.new_tensor([float(rows)])])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(both)
+        stays = torch.maximum(skip, (both[-1] == 0).to(skip.dtype))
+        self._move(both[:-1] / both[-1].clamp(min=1), stays)
+
+    def _move(self, mean_K: torch.Tensor, skip: torch.Tensor | None) -> None:
         moved_K = torch.lerp(mean_K, self.centre_K, self.momentum)
         if skip is not None:
             moved_K = torch.where(skip > 0, self.centre_K, moved_K)
