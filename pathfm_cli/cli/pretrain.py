@@ -33,7 +33,8 @@ def pretrain(
     ] = None,
     set_: options.Settings = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of every random choice: train.seed.")
+        int | None,
+        typer.Option(min=0, max=options.MAX_SEED, help="Seed of every random choice: train.seed."),
     ] = None,
     watch: Annotated[
         str | None,

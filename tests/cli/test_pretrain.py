@@ -333,6 +333,7 @@ def refused(done, code, message, hint):
         ),
         (["--recipe", "tiny", "--phase", "2"], "no second phase", "leave --phase out"),
         (["--recipe", "tiny", "--where", "stain ="], "cannot be read", "--where"),
+        (["--recipe", "tiny", "--seed", str(2**63)], "less than or equal to 922337203", "--help"),
         (["--recipe", "tiny", "--subset", "0"], "subset 0.0 is no share", "--subset 0.1"),
         (["--recipe", "tiny", "--accumulate", "3"], "cannot be taken in 3 parts", "--accumulate 2"),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
