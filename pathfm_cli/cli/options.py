@@ -23,7 +23,11 @@ DryRun = Annotated[
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parallel readers; 0 means one per core.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+MAX_SEED = 2**63 - 1
+"""Seeds are written to TOML and parquet as signed numbers of 64 bits."""
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")
+]
 MaxFailed = Annotated[
     int | None,
     typer.Option("--max-failed", min=0, help="Give up (exit 1) when more rows than this fail."),

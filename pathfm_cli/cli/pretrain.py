@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pathfm_cli import errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -32,7 +33,8 @@ def pretrain(
     ] = None,
     set_: options.Settings = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of every random choice: train.seed.")
+        int | None,
+        typer.Option(min=0, max=options.MAX_SEED, help="Seed of every random choice: train.seed."),
     ] = None,
     watch: Annotated[
         str | None,
@@ -84,6 +86,9 @@ def pretrain(
     from pathfm_cli.pretrain import recipe as recipes
     from pathfm_cli.wsi import cache as tile_cache
 
+    if launch.is_rank():
+        _refuse_under_torchrun(source or [], starts=bool(gpus) or nnodes > 1)
+        launch.become_rank(quiet=quiet)
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
     flags = {
@@ -111,11 +116,27 @@ def pretrain(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))
-    with progress.track("pretrain", quiet=quiet, detail=True) as report:
+    with progress.track("pretrain", quiet=quiet or launch.is_rank(), detail=True) as report:
         done = run.pretrain(path, out, settings, machine, overwrite=overwrite, progress=report)
+    if not launch.leads():
+        return 0
     if done.up_to_date:
         output.note(f"pathfm: {out} is up to date")
     return sink.emit(done.record, plan.summary(out), f"pathfm odcorr {out}")
+
+
+def _refuse_under_torchrun(source: list[str], *, starts: bool) -> None:
+    """Refuse what cannot be meant in a process that torchrun started."""
+    if starts:
+        raise errors.UsageError(
+            "torchrun has started the processes; --gpus and --nnodes start some too.",
+            "torchrun --nproc-per-node 8 -m pathfm_cli pretrain t.parquet --recipe tiny -o run/",
+        )
+    if not source or "-" in source:
+        raise errors.UsageError(
+            "torchrun gives every process the same stdin, so none can read it.",
+            "name the input: torchrun ... -m pathfm_cli pretrain t.parquet --recipe tiny -o run/",
+        )
 
 
 def _place(name: str) -> str:

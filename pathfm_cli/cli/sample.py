@@ -30,7 +30,8 @@ def sample(
     where: options.Where = "",
     subset: options.Subset = 1.0,
     subset_seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the slides that --subset takes.")
+        int,
+        typer.Option(min=0, max=options.MAX_SEED, help="Seed of the slides that --subset takes."),
     ] = 0,
     seed: options.Seed = 0,
     preview: Annotated[

@@ -220,5 +220,6 @@ def values(frame: pl.DataFrame, text: str) -> Sequence[str]:
     phrases = []
     for name in sorted(names & set(frame.columns)):
         held = sorted(map(str, frame[name].drop_nulls().unique().to_list()))
-        phrases.append(f"{name} holds {', '.join(held[:5])}{', ...' if len(held) > 5 else ''}")
+        some = ", ".join([*held[:5], *(["..."] if len(held) > 5 else [])])
+        phrases.append(f"{name} holds {some or 'no value'}")
     return phrases

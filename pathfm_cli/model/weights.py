@@ -153,9 +153,7 @@ def load(
         mean=mean or info.mean,
         std=std or info.std,
     )
-    module, dim = loaded.module, _width(loaded.module)
-    if info.input == "density":
-        module = density.OnDensity(module, info.mean, info.std)
+    module, dim = on_input(loaded.module, info), _width(loaded.module)
     if info.embedding == pooling.CLASS_AND_MEAN:
         module, dim = pooling.ClassAndMean(module, info.prefix_tokens), 2 * dim
     return Encoder(
@@ -173,6 +171,13 @@ def load(
         dropped=tuple(loaded.dropped),
         input=info.input,
     )
+
+
+def on_input(module: nn.Module, info: export.Info) -> nn.Module:
+    """Put what `info.input` says before an encoder, for pixels normalised by its mean and std."""
+    if info.input == "density":
+        return density.OnDensity(module, info.mean, info.std)
+    return module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

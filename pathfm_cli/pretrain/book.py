@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import skips, stream
@@ -117,7 +118,9 @@ class Book:
             settings = {**self.job.header.settings, "step": self.step}
             header = dataclasses.replace(self.job.header, settings=settings)
             target = self.job.run / folder.EXPORTS / f"step-{self.step:06d}"
-            export.export(target, method.teacher.backbone, self._info(method), header)
+            encoder = method.teacher.backbone
+            info = export_info(self.job.settings, encoder, self.step)
+            export.export(target, encoder, info, header)
 
     def finish(self, method: dino.Dino) -> None:
         """Write the metrics table and, last of all, the teacher."""
@@ -134,7 +137,8 @@ class Book:
         shown["failed_patches"] = sum(line["failed_patches"] for line in lines)
         shown["skipped_steps"] = lines[-1]["skipped_steps"]
         header = dataclasses.replace(self.job.header, metrics=shown)
-        export.export(run, method.teacher.backbone, self._info(method), header)
+        encoder = method.teacher.backbone
+        export.export(run, encoder, export_info(self.job.settings, encoder, self.step), header)
 
     def _note(self, failures: Sequence[stream.Failure]) -> None:
         """Count replaced patches; name each slide that gives some once."""
@@ -177,17 +181,18 @@ class Book:
             self._log.write(line)
         self.board.write("train", line)
 
-    def _info(self, method: dino.Dino) -> export.Info:
-        settings = self.job.settings
-        return export.Info(
-            arch=settings.model.arch,
-            kwargs=networks.kwargs(settings),
-            image_size_px=settings.crops.global_size_px,
-            mean=augment.MEAN,
-            std=augment.STD,
-            embedding="avg" if settings.model.global_pool == "avg" else "cls",
-            prefix_tokens=vit.prefix_tokens(method.teacher.backbone),
-            input=settings.model.input,
-            recipe=settings.name,
-            step=self.step,
-        )
+
+def export_info(settings: recipe.Recipe, backbone: nn.Module, step: int) -> export.Info:
+    """What the export of an encoder says of it: how to rebuild it and what to feed it."""
+    return export.Info(
+        arch=settings.model.arch,
+        kwargs=networks.kwargs(settings),
+        image_size_px=settings.crops.global_size_px,
+        mean=augment.MEAN,
+        std=augment.STD,
+        embedding="avg" if settings.model.global_pool == "avg" else "cls",
+        prefix_tokens=vit.prefix_tokens(backbone),
+        input=settings.model.input,
+        recipe=settings.name,
+        step=step,
+    )

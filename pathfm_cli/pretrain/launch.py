@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -57,6 +58,19 @@ ALONE = Nodes()
 def is_rank() -> bool:
     """Whether torchrun started this very process."""
     return "RANK" in os.environ
+
+
+def leads() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def become_rank(*, quiet: bool) -> None:
+    """Set up this process as one that torchrun started: what it logs, and that SIGINT ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.basicConfig(stream=sys.stderr, format="pathfm: %(message)s")
+    if leads() and not quiet:
+        logging.getLogger("pathfm").setLevel(logging.INFO)
 
 
 def processes(wanted: int, device: str) -> int:

@@ -77,9 +77,9 @@ def check(
         )
     origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
-    processes = launch.processes(machine.processes, machine.device) * machine.nodes.count
+    split = shared(settings, machine, _world_size(machine))
     watch.check(settings)
-    return Size(networks.count(settings), shared(settings, machine, processes))
+    return Size(networks.count(settings), split)
 
 
 def pretrain(
@@ -171,6 +171,13 @@ def identity(source: str | os.PathLike[str], settings: recipe.Recipe) -> artifac
 
     parents += [f"weights:{_digest(path)}" for path in origin.sources(settings)]
     return artifacts.Header(kind="checkpoint", parents=tuple(parents), settings=_values(settings))
+
+
+def _world_size(machine: Machine) -> int:
+    """Processes on all machines."""
+    if launch.is_rank():
+        return int(os.environ["WORLD_SIZE"])
+    return launch.processes(machine.processes, machine.device) * machine.nodes.count
 
 
 def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.Share:

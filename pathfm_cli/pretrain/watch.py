@@ -19,7 +19,7 @@ import torch
 
 from pathfm_cli import errors
 from pathfm_cli.model import device as devices
-from pathfm_cli.model import transform, vit, weights
+from pathfm_cli.model import transform, weights
 from pathfm_cli.pretrain import augment, board, book, dino, folder, metrics, place, recipe, sheets
 from pathfm_cli.tasks import embed, odcorr, quick, source
 
@@ -127,18 +127,20 @@ class Watch:
         """The teacher as it is now, fed as `embed` would feed its export."""
         settings = self._job.settings
         backbone = method.teacher.backbone
+        info = book.export_info(settings, backbone, 0)
         return weights.Encoder(
-            module=backbone,
+            module=weights.on_input(backbone, info).train(backbone.training),
             name=settings.name,
             id="",
             dim=int(backbone.num_features),  # type: ignore[arg-type]
-            image_size_px=settings.crops.global_size_px,
-            mean=augment.MEAN,
-            std=augment.STD,
-            embedding="cls",
-            prefix_tokens=vit.prefix_tokens(backbone),
+            image_size_px=info.image_size_px,
+            mean=info.mean,
+            std=info.std,
+            embedding=info.embedding,
+            prefix_tokens=info.prefix_tokens,
             device=self._here.device,
             precision=devices.resolve(self._here.device, settings.train.precision),
+            input=info.input,
         )
 
 

@@ -1,11 +1,8 @@
-"""One training process: `torchrun --nproc-per-node 4 -m pathfm_cli.pretrain.worker IN RUN ...`."""
+"""One training process, as `launch.py` starts it."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +14,8 @@ from pathfm_cli.pretrain import folder, launch, recipe, run, stop
 def main(arguments: Sequence[str]) -> int:
     """Train as the rank that torchrun's environment names; return the exit code."""
     options = _parse(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     stop.with_launcher()
-    logging.basicConfig(stream=sys.stderr, format="pathfm: %(message)s")
-    if os.environ.get("RANK", "0") == "0" and not options.quiet:
-        logging.getLogger("pathfm").setLevel(logging.INFO)
+    launch.become_rank(quiet=options.quiet)
     machine = run.Machine(
         device=options.device,
         accumulate=options.accumulate,
@@ -29,14 +23,12 @@ def main(arguments: Sequence[str]) -> int:
         patch_cache=options.patch_cache,
     )
     try:
-        settings = recipe.load(options.recipe, options.set, options.phase)
+        settings = recipe.load(options.recipe)
         header = run.identity(options.source, settings)
         if not folder.inspect(options.run, header, overwrite=False):
             run.rank(options.source, options.run, settings, header, machine)
     except errors.PathfmError as error:
         launch.leave_error(error)
-        if launch.ERROR_FILE not in os.environ:
-            logging.error("%s\nhint: %s", error, error.hint)
         return error.exit_code
     return 0
 
@@ -45,9 +37,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pathfm_cli.pretrain.worker", description=__doc__)
     parser.add_argument("source", help="a tissue or patches artifact")
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--recipe", required=True, help="name of a preset, or a TOML file")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
-    parser.add_argument("--phase", type=int)
+    parser.add_argument("--recipe", required=True, help="the resolved recipe, a TOML file")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--accumulate", type=int, default=0)
     parser.add_argument("--patch-cache", type=Path)

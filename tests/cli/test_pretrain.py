@@ -276,8 +276,9 @@ def workers_of(run):
 def test_a_plain_torchrun_starts_the_same_run(finished, tissue, folder):
     run = folder / "torchrun"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    worker = ["--nproc-per-node", "2", "-m", "pathfm_cli.pretrain.worker", tissue, run]
-    command = [*torchrun, *worker, "--recipe", "tiny", *micro()]
+    verb = ["--nproc-per-node", "2", "-m", "pathfm_cli", "pretrain", tissue, "-o", run]
+    chosen = ["--seed", 0, "--subset", 1, "--distinct-patches", 0, "--init", "scratch"]
+    command = [*torchrun, *verb, "--recipe", "tiny", *micro(), *chosen, "--overwrite"]
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -286,6 +287,8 @@ def test_a_plain_torchrun_starts_the_same_run(finished, tissue, folder):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    [record] = done.stdout.splitlines()
+    assert json.loads(record)["path"] == f"{run}/teacher.safetensors"
     ours, theirs = ((path / "config.toml").read_bytes() for path in (finished[0], run))
     assert ours == theirs
     for one, two in zip(metrics(finished[0]), metrics(run), strict=True):
@@ -330,6 +333,7 @@ def refused(done, code, message, hint):
         ),
         (["--recipe", "tiny", "--phase", "2"], "no phase 2", "leave --phase out"),
         (["--recipe", "tiny", "--where", "stain ="], "cannot be read", "--where"),
+        (["--recipe", "tiny", "--seed", str(2**63)], "less than or equal to 922337203", "--help"),
         (["--recipe", "tiny", "--subset", "0"], "subset 0.0 is no share", "--subset 0.1"),
         (["--recipe", "tiny", "--accumulate", "3"], "cannot be taken in 3 parts", "--accumulate 2"),
         (["--recipe", "tiny", "--procs", "3"], "cannot be shared by 3", "train.batch_size=33"),
@@ -344,6 +348,20 @@ def test_wrong_settings_are_refused_before_stdin_is_read(tmp_path, arguments, me
         os.close(write)
     refused(done, 2, message, hint)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ([], "every process the same stdin", "name the input"),
+        (["t.parquet", "--gpus", 2], "torchrun has started the processes", "--nproc-per-node"),
+        (["t.parquet", "--nnodes", 2], "torchrun has started the processes", "--nproc-per-node"),
+    ],
+)
+def test_what_a_rank_of_torchrun_cannot_mean_is_refused(tmp_path, arguments, message, hint):
+    started = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    done = pathfm("pretrain", *arguments, "--recipe", "tiny", "-o", tmp_path / "run", env=started)
+    refused(done, 2, message, hint)
 
 
 def test_another_recipe_does_not_touch_a_finished_run(finished, tissue):

@@ -93,3 +93,10 @@ def test_hostile_conditions_raise_nothing_else(condition: str) -> None:
 def test_values_help_who_wrote_one_that_nothing_meets() -> None:
     held = where.values(SLIDES, "stain == 'H&E' and mpp > 7")
     assert held == ["mpp holds 0.25, 0.5, 1.0", "stain holds HE, IHC"]
+
+
+def test_a_column_without_values_is_said_to_hold_none() -> None:
+    empty = pl.DataFrame(
+        {"stain": [None, None], "mpp": [0.25, 0.5]}, schema_overrides={"stain": str}
+    )
+    assert where.values(empty, "stain == 'HE'") == ["stain holds no value"]

@@ -44,6 +44,103 @@ def test_batch_length_and_rate_of_the_papers_presets(name):
     assert (settings.crops.local_count, settings.phase) == (8, 1)
 
 
+# What all five have in common. Paper IV-C (iii) and (iv) for the data; facebookresearch/dino,
+# main_dino.py (its argument parser, DataAugmentationDINO, DINOHead, DINOLoss) for the rest.
+COMMON = {
+    "data": {"mpp": (0.25, 0.5, 1.0, 2.0), "size_px": 256, "min_tissue": 0.4},
+    "crops": {
+        "global_size_px": 224,
+        "global_scale": (0.4, 1.0),
+        "local_count": 8,
+        "local_size_px": 96,
+        "local_scale": (0.05, 0.4),
+    },
+    "augment": {
+        "horizontal_flip": 0.5,
+        "vertical_flip": 0.0,
+        "jitter": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "grey": 0.2,
+        "blur_first": 1.0,
+        "blur_second": 0.1,
+        "blur_local": 0.5,
+        "blur_sigma_px": (0.1, 2.0),
+        "solarise_second": 0.2,
+    },
+    "head": {
+        "layers": 3,
+        "hidden": 2048,
+        "bottleneck": 256,
+        "prototypes": 65536,
+        "norm_last_layer": True,
+    },
+    "ema": {"momentum": 0.996, "momentum_end": 1.0},
+}
+LOSS = (
+    *("student_temperature", "teacher_temperature_start", "teacher_temperature"),
+    *("teacher_temperature_epochs", "centre_momentum", "freeze_last_layer_epochs"),
+)
+OPTIM = (
+    *("base_lr", "lr_rule", "min_lr", "warmup_epochs"),
+    *("weight_decay", "weight_decay_end", "clip_norm"),
+)
+# Small models: the defaults of main_dino.py. Base models: the arguments released with DINO's own
+# ViT-B/16 and ViT-B/8. Paper IV-C (ii): the rate over 10; Table VII: the ablation's is absolute.
+OWN = {
+    "dino-vits16": (
+        (0.1, 0.04, 0.04, 0, 0.9, 1),
+        (5e-5, "linear", 1e-6, 10.0, 0.04, 0.4, 3.0),
+    ),
+    "dino-vits8": (
+        (0.1, 0.04, 0.04, 0, 0.9, 1),
+        (5e-5, "linear", 1e-6, 10.0, 0.04, 0.4, 3.0),
+    ),
+    "dino-vitb16": (
+        (0.1, 0.04, 0.07, 50, 0.9, 3),
+        (7.5e-5, "linear", 2e-6, 10.0, 0.04, 0.4, 0.3),
+    ),
+    "dino-vitb8": (
+        (0.1, 0.03, 0.07, 50, 0.9, 3),
+        (5e-5, "linear", 2e-6, 10.0, 0.04, 0.4, 3.0),
+    ),
+    "ablation-dino-vits16": (
+        (0.1, 0.04, 0.04, 0, 0.9, 1),
+        (5e-4, "absolute", 1e-6, 10.0, 0.04, 0.4, 3.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_number_of_the_papers_presets_is_that_of_its_source(name):
+    loss, optim = OWN[name]
+    expected = {
+        **COMMON,
+        "loss": dict(zip(LOSS, loss, strict=True)),
+        "optim": dict(zip(OPTIM, optim, strict=True)),
+    }
+    settings = recipe.load(name)
+    for section, values in expected.items():
+        found = getattr(settings, section)
+        # What a source does not have (KoLeo, HED, quarter turns, ...) stays off, as by default.
+        assert found == type(found)(**values), section
+    assert settings.model.drop_path_rate == 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("ablation")])
+def test_the_second_phase_changes_only_what_it_says(name):
+    first = recipe.load(name)
+    second = recipe.load(name, ["model.init=run1"], phase=2)
+    assert second.loss == dataclasses.replace(
+        first.loss, teacher_temperature_epochs=0, freeze_last_layer_epochs=0
+    )
+    assert second.optim == dataclasses.replace(first.optim, lr_factor=0.5)
+    for section in COMMON:
+        assert getattr(second, section) == getattr(first, section)
+
+
 @pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("ablation")])
 def test_the_second_phase_halves_the_peak_and_goes_on(name):
     first = recipe.load(name)

@@ -13,7 +13,7 @@ from PIL import Image
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import weights
 from pathfm_cli.pretrain import book, folder, networks, place, probe, run, sheets, train, watch
-from pathfm_cli.tasks import quick, source
+from pathfm_cli.tasks import features, odcorr, quick, runs, source
 
 HERE = place.Place(0, 1, torch.device("cpu"))
 
@@ -79,6 +79,16 @@ def test_the_last_look_is_that_of_the_exported_teacher(watched, labelled):
     assert last["floor"] == pytest.approx(1 / np.sqrt(23))
     assert last["chance"] == 0.5 and last["failed_images"] == 0
     assert last["linear"] == 1.0
+
+
+def test_the_last_look_is_what_odcorr_says_of_a_run_on_density(tissue, micro, tmp_path):
+    changes = ("train.watch_every=12", "model.input=density", "model.global_pool=avg")
+    path = whole(tissue, tmp_path / "run", micro(*changes))
+    embedded = runs.embed_run(path, None, tmp_path, device="cpu", precision="fp32")
+    expected = odcorr.odcorr(features.open_features(embedded), None).record["metrics"]
+    last = looks(path)[-1]
+    assert last["odcorr"] == pytest.approx(expected["odcorr"], rel=1e-6)
+    assert last["rankme"] == pytest.approx(expected["rankme"], rel=1e-6)
 
 
 def test_watching_changes_no_weight_and_no_identity(tissue, micro, watched, tmp_path):
