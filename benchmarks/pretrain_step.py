@@ -274,7 +274,7 @@ def stall(options: argparse.Namespace) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="half the depth, smaller head, fewer views")
+    parser.add_argument("--quick", action="store_true", help="half the depth and views")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--method", choices=RECIPES, default="dino")
     parser.add_argument("--device", default="cpu")

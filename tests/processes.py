@@ -29,11 +29,11 @@ DEVNULL = subprocess.DEVNULL
 def pathfm(
     *arguments: str | Path,
     cwd: str | Path | None = None,
-    stdin: str | None = None,
+    stdin: str | int | None = None,
     timeout: float = 240,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `pathfm` with these arguments; without `stdin` it reads an empty one.
+    """Run `pathfm` with these arguments and, as stdin, a text, a descriptor, or nothing.
 
     Raises:
         subprocess.TimeoutExpired: it was still running after `timeout` seconds, and was killed.
@@ -46,11 +46,12 @@ def pathfm(
     }
     with contextlib.ExitStack() as stack:
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        if stdin is None:
-            given = stack.enter_context(open(os.devnull, "rb"))
-        else:
+        if isinstance(stdin, str):
             given.write(stdin.encode())
             given.seek(0)
+        else:
+            source = os.devnull if stdin is None else os.dup(stdin)
+            given = stack.enter_context(open(source, "rb", buffering=0))
         code = _ask(request, (given, out, err), timeout)
         out.seek(0)
         err.seek(0)

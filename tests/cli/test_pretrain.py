@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from processes import pathfm as forked
 
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
 PATHFM = [sys.executable, "-m", "pathfm_cli"]
@@ -143,7 +144,7 @@ def test_the_second_phase_goes_on_from_a_run(finished, tissue, folder):
     (pixels,) = (folder / "pixels").iterdir()
     assert pixels.stat().st_size == 8 * (48 * 48 * 3 + 4)
     without = pathfm(*arguments, "-o", folder / "none")
-    refused(without, 2, "goes on from the run of the first", "--phase 2 --init run1/")
+    refused(without, 2, "goes on from the run of the one before", "--phase 2 --init run1/")
     gone = pathfm(*arguments, "--init", "gone/", "-o", folder / "none")
     refused(gone, 3, "gone/, to start from, does not exist", "the path of a run or checkpoint")
 
@@ -342,7 +343,7 @@ def refused(done, code, message, hint):
 def test_wrong_settings_are_refused_before_stdin_is_read(tmp_path, arguments, message, hint):
     read, write = os.pipe()  # nobody ever writes: a process that reads would hang
     try:
-        done = pathfm("pretrain", *arguments, "-o", tmp_path / "run", stdin=read)
+        done = forked("pretrain", *arguments, "-o", tmp_path / "run", stdin=read)
     finally:
         os.close(read)
         os.close(write)
@@ -360,14 +361,14 @@ def test_wrong_settings_are_refused_before_stdin_is_read(tmp_path, arguments, me
 )
 def test_what_a_rank_of_torchrun_cannot_mean_is_refused(tmp_path, arguments, message, hint):
     started = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
-    done = pathfm("pretrain", *arguments, "--recipe", "tiny", "-o", tmp_path / "run", env=started)
+    done = forked("pretrain", *arguments, "--recipe", "tiny", "-o", tmp_path / "run", env=started)
     refused(done, 2, message, hint)
 
 
 def test_another_recipe_does_not_touch_a_finished_run(finished, tissue):
     run, _ = finished
     before = (run / "teacher.safetensors").read_bytes()
-    done = pathfm("pretrain", tissue, "--recipe", "tiny", *micro(train__steps=9), "-o", run)
+    done = forked("pretrain", tissue, "--recipe", "tiny", *micro(train__steps=9), "-o", run)
     refused(done, 2, "train.steps=8 (now 9)", "--overwrite")
     assert (run / "teacher.safetensors").read_bytes() == before
 
@@ -376,17 +377,17 @@ def test_a_folder_of_something_else_is_refused(tissue, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "checkpoints").mkdir()
     for flags in ([], ["--overwrite"]):
-        done = pathfm("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path, *flags)
+        done = forked("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path, *flags)
         refused(done, 2, "is no run of pathfm", "another -o")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "thesis.tex"]
 
 
 def test_a_missing_or_foreign_input_is_refused(tmp_path, folder, tissue):
-    gone = pathfm("pretrain", tmp_path / "t.parquet", "--recipe", "tiny", "-o", tmp_path / "run")
+    gone = forked("pretrain", tmp_path / "t.parquet", "--recipe", "tiny", "-o", tmp_path / "run")
     assert gone.returncode == 3 and "does not exist" in gone.stderr
-    wrong = pathfm("pretrain", folder / "s.parquet", "--recipe", "tiny", "-o", tmp_path / "run")
+    wrong = forked("pretrain", folder / "s.parquet", "--recipe", "tiny", "-o", tmp_path / "run")
     refused(wrong, 3, "is of kind slides; tissue or patches is needed", "pathfm mask")
-    empty = pathfm("pretrain", "--recipe", "tiny", "-o", tmp_path / "run", input="")
+    empty = forked("pretrain", "--recipe", "tiny", "-o", tmp_path / "run", stdin="")
     refused(empty, 3, "stdin ended without", "did the command on the left fail?")
     assert not (tmp_path / "run").exists()
 
@@ -394,9 +395,9 @@ def test_a_missing_or_foreign_input_is_refused(tmp_path, folder, tissue):
 def test_tissue_that_gives_no_patch_ends_the_workers_with_a_sentence(tissue, tmp_path):
     run = tmp_path / "run"
     arguments = ["pretrain", tissue, "--recipe", "tiny", "-o", run]
-    done = pathfm(*arguments, *micro(data__mpp="[0.01]"))
+    done = forked(*arguments, *micro(data__mpp="[0.01]"))
     refused(done, 2, "No slide can give a patch", "coarser --mpp")
-    fixed = pathfm(*arguments, *micro(train__steps=3), "--dry-run")
+    fixed = forked(*arguments, *micro(train__steps=3), "--dry-run")
     assert fixed.returncode == 0, "what failed before its first checkpoint is no clash"
 
 
@@ -410,13 +411,13 @@ def test_tissue_that_gives_no_patch_ends_the_workers_with_a_sentence(tissue, tmp
 )
 def test_a_dry_run_refuses_what_the_run_refuses(tissue, tmp_path, flags, code, message):
     flags = [str(tissue) if flag == "TISSUE" else flag for flag in flags]
-    done = pathfm("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path / "run", "-n", *flags)
+    done = forked("pretrain", tissue, "--recipe", "tiny", "-o", tmp_path / "run", "-n", *flags)
     refused(done, code, message, "")
 
 
 def test_dry_run_touches_nothing(tissue, tmp_path):
     run = tmp_path / "run"
-    done = pathfm("pretrain", tissue, "--recipe", "dino-vits16", "-o", run, "-n")
+    done = forked("pretrain", tissue, "--recipe", "dino-vits16", "-o", run, "-n")
     plan = json.loads(done.stdout)
     assert plan["encoder"] == "vit_small_patch16_224.dino, 21,665,664 parameters"
     assert plan["patches"] == 128_000_000 and plan["steps"] == "0 to 125000"
@@ -438,9 +439,9 @@ def test_labelled_images_are_checked_before_anything_starts(tissue, folder):
     table, run = folder / "labelled.csv", folder / "watched"
     table.write_text("path,label,split\n1.png,a,train\n2.png,b,train\n3.png,b,test\n")
     command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, "-n", "--watch"]
-    assert pathfm(*command, table).returncode == 0
-    absent = pathfm(*command, folder / "absent")
+    assert forked(*command, table).returncode == 0
+    absent = forked(*command, folder / "absent")
     assert absent.returncode == 3 and "absent is not there" in absent.stderr
-    never = pathfm(*command, table, "--set", "train.watch_every=0")
+    never = forked(*command, table, "--set", "train.watch_every=0")
     assert never.returncode == 2 and "train.watch_every=1000" in never.stderr
     assert not run.exists()

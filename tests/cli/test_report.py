@@ -1,19 +1,10 @@
 """`pathfm report` as a real process."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-PATHFM = [sys.executable, "-m", "pathfm_cli"]
-
-
-def pathfm(*arguments, **options):
-    return subprocess.run(
-        [*PATHFM, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
-    )
+from processes import pathfm
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def test_wrong_input_and_occupied_output_have_their_codes(run, tmp_path):
         ((run, "-o", tmp_path / "no" / "x.txt"), 2, "no name of an HTML file"),
         (("-o", tmp_path / "r.html"), 2, "report needs runs, scores or embeddings"),
     ):
-        done = pathfm("report", *arguments, stdin=subprocess.DEVNULL)
+        done = pathfm("report", *arguments)
         assert done.returncode == code and said in done.stderr and "hint:" in done.stderr, done
     assert mine.read_text() == "<p>mine"
     assert pathfm("report", run, "-o", mine, "--overwrite").returncode == 0
