@@ -63,9 +63,13 @@ def probe(
             `fitting.fit`.
         errors.OutputClash: `out` holds something else.
     """
-    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=config.settings())
+    settings = config.settings()
+    if scored := source.scored():
+        settings["scored"] = scored
+    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings)
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
-        return Result(old, ("up to date",), (), predictions.read(scores.place(out).table))
+        told = (*source.incomplete(), "up to date")
+        return Result(old, told, (), predictions.read(scores.place(out).table))
     start = time.perf_counter()
     parts = _parts(source, config)
     outcomes = [
@@ -76,7 +80,8 @@ def probe(
     rows = summary.rows(parts, outcomes, predicted, config)
     numbers = summary.metrics(rows, parts) | {"seconds": time.perf_counter() - start}
     made = dataclasses.replace(made, metrics=numbers)
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    notes = source.incomplete()
+    notes += tuple(dict.fromkeys(note for part in parts for note in part.notes))
     notes += tuple(summary.notes(outcomes, config, parts))
     lines = summary.lines(rows, parts, outcomes, config)
     if out is None:
@@ -111,7 +116,7 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
         "width": source.width,
         "runs": len(config.seeds()),
         **schedule,
-        "notes": list(data.notes),
+        "notes": [*source.incomplete(), *data.notes],
         "writes": [str(path) for path in scores.written(out, heads=linear, predictions=True)],
     }
 

@@ -13,7 +13,7 @@ from sklearn import metrics as sklearn_metrics
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import draw
-from pathfm_cli.tasks import features, fitting, methods, predictions, probe, protocols
+from pathfm_cli.tasks import features, fitting, methods, predictions, probe, protocols, scores
 
 
 @pytest.fixture
@@ -274,3 +274,28 @@ def test_folds_report_every_image_once(tmp_path):
     document = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [one["test"] for one in document["folds"]] == [100] * 4
     assert np.sum(document["confusion"]["test"]) == 400
+
+
+def named(folder, **settings):
+    """The embeddings of `embeddings` as an artifact that says what they are."""
+    frame = pl.read_parquet(embeddings(folder).path).with_columns(
+        error=pl.lit(None, pl.String), id=pl.int_range(400).cast(pl.String)
+    )
+    header = artifacts.Header(kind="embeddings", settings=settings)
+    artifacts.write_table(folder / "own.parquet", frame, header)
+    return features.open_features(folder / "own.parquet")
+
+
+def test_scores_say_what_was_scored_and_that_a_part_compares_with_nothing(tmp_path):
+    how = {"task": "bach", "partial": True, "model": "uni", "embedding": "cls", "mean": [0.5]}
+    how |= {"std": [0.2], "resize": "none", "precision": "bf16", "image_size_px": 224}
+    source = named(tmp_path, classes=["stroma"], **how)
+    config = protocols.Config(method="knn")
+    said = "bach is not complete: scores do not compare"
+    for _ in range(2):  # made, and found up to date
+        scores.check_free(tmp_path / "out", config.settings())
+        result = probe.probe(source, tmp_path / "out", config)
+        assert said in result.notes
+    assert "up to date" in result.notes
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert document["settings"]["scored"] == how and said in document["notes"]
