@@ -123,8 +123,8 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
 
 def _parts(source: features.Features, config: protocols.Config) -> list[labelled.Data]:
     if config.folds is None:
-        return [labelled.prepare(source, config.splits(), config.select)]
-    parts = folds.prepare(source, config.folds, config.by, config.select)
+        return [labelled.prepare(source, config.splits(), config.chooser)]
+    parts = folds.prepare(source, config.folds, config.by, config.chooser)
     folds.same_classes(parts)
     return parts
 

@@ -299,3 +299,20 @@ def test_scores_say_what_was_scored_and_that_a_part_compares_with_nothing(tmp_pa
     assert "up to date" in result.notes
     document = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert document["settings"]["scored"] == how and said in document["notes"]
+
+
+@pytest.mark.parametrize("method", ["knn", "simpleshot"])
+def test_what_chooses_nothing_is_not_optimistic_and_trains_on_all_other_folds(tmp_path, method):
+    plain = probe.probe(
+        embeddings(tmp_path, val=False), tmp_path / "out", protocols.Config(method=method)
+    )
+    assert not any("optimistic" in note for note in plain.notes)
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert document["selected_on"] is None and "select" not in document["settings"]
+    config = protocols.Config(method=method, folds=4, by="id")
+    probe.probe(named(tmp_path), tmp_path / "folds", config)
+    document = json.loads((tmp_path / "folds" / "scores.json").read_text())
+    for fold in document["folds"]:
+        assert "val" not in fold and fold["train"] + fold["test"] == 400
+    with pytest.raises(errors.UsageError, match="nothing to choose"):
+        protocols.Config(method=method, select="test")
