@@ -129,6 +129,8 @@ PROTOCOLS = {
 METHODS = ("linear", "logreg", "knn", "simpleshot")
 UNSELECTIVE = ("knn", "simpleshot")
 """Methods with nothing to choose: one state, no strength."""
+LR_SCALES = (1e-6, 1e6)
+"""Factors on the learning rate outside of which nothing is learnt or everything diverges."""
 SELECT = ("val", "test", "last")
 """`last` looks at no split: every run takes all steps, and its last state is reported."""
 
@@ -194,9 +196,10 @@ class Config:
             raise errors.UsageError(
                 f"--method {self.method} has no learning rate.", "leave --lr-scales out"
             )
-        if any(not 0 < scale < math.inf or scale == 1 for scale in self.lr_scales):
+        low, high = LR_SCALES
+        if any(not low <= scale <= high or scale == 1 for scale in self.lr_scales):
             raise errors.UsageError(
-                "--lr-scales are positive factors other than 1, which is always there.",
+                f"--lr-scales are factors in {low:g}..{high:g} other than 1, which is there.",
                 "--lr-scales 0.1,0.3,3,10",
             )
         if self.method in UNSELECTIVE and self.select == "test":

@@ -316,3 +316,65 @@ def test_what_chooses_nothing_is_not_optimistic_and_trains_on_all_other_folds(tm
         assert "val" not in fold and fold["train"] + fold["test"] == 400
     with pytest.raises(errors.UsageError, match="nothing to choose"):
         protocols.Config(method=method, select="test")
+
+
+@pytest.mark.parametrize("method", protocols.METHODS)
+def test_embeddings_whose_norm_is_no_float32_are_refused(tmp_path, short, method):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    for factor in (1e25, 1e300):
+        large = frame["embedding"].to_numpy().astype(np.float64)
+        large[7] *= factor
+        frame.with_columns(embedding=pl.Series(large, dtype=pl.Array(pl.Float64, 8))).write_parquet(
+            tmp_path / "large.parquet"
+        )
+        source = features.open_features(tmp_path / "large.parquet")
+        with pytest.raises(errors.InputError, match="row 7 is too large"):
+            probe.probe(source, None, protocols.Config(method=method, runs=1, protocol="paper"))
+
+
+def test_heads_that_diverged_are_no_scores(tmp_path, short, monkeypatch):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    large = frame["embedding"].to_numpy() * np.float32(1e18)
+    frame.with_columns(embedding=pl.Series(large, dtype=pl.Array(pl.Float32, 8))).write_parquet(
+        tmp_path / "large.parquet"
+    )
+    source = features.open_features(tmp_path / "large.parquet")
+    found = probe.probe(source, None, protocols.Config(runs=1, protocol="short"))
+    assert any(note.startswith("1 of 1 runs diverged") for note in found.notes)
+    wild = dataclasses.replace(protocols.find("short"), lr=1e6)
+    monkeypatch.setitem(protocols.PROTOCOLS, "short", wild)
+    with pytest.raises(errors.PathfmError, match="diverged") as caught:
+        probe.probe(source, tmp_path / "out", protocols.Config(runs=1, protocol="short"))
+    assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
+
+
+def test_embeddings_of_zeros_are_told(tmp_path):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    zeros = np.zeros((400, 8), np.float32)
+    frame.with_columns(embedding=pl.Series(zeros, dtype=pl.Array(pl.Float32, 8))).write_parquet(
+        tmp_path / "zeros.parquet"
+    )
+    source = features.open_features(tmp_path / "zeros.parquet")
+    found = probe.probe(source, None, protocols.Config(method="knn"))
+    assert "400 embeddings are all zeros: they tell nothing" in found.notes
+
+
+def test_a_learning_rate_that_diverged_has_no_score(tmp_path, short):
+    config = protocols.Config(protocol="short", runs=1, lr_scales=(1e6,))
+    result = probe.probe(embeddings(tmp_path), tmp_path / "out", config)
+    assert any("learning rate x 1e+06 diverged" in note for note in result.notes)
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    own, other = document["lr_sensitivity"][0]
+    assert other["balanced_accuracy"] == {"val": None, "test": None}
+    assert own["balanced_accuracy"]["test"] > 0.4
+    assert "diverged" in "".join(result.lines)
+    for scale in (1e30, 1e-7):
+        with pytest.raises(errors.UsageError, match=r"1e-06\.\.1e\+06"):
+            protocols.Config(lr_scales=(scale,))
+
+
+def test_few_shots_diverge_on_their_own_rows_only(tmp_path, short):
+    """Rows that two images a class do not explain say nothing of the training."""
+    config = protocols.Config(protocol="short", runs=2, shots=2, select="last", lr_scales=(30.0,))
+    found = probe.probe(embeddings(tmp_path), None, config)
+    assert not any("diverged" in note for note in found.notes)
