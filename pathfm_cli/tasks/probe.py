@@ -121,6 +121,15 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
     }
 
 
+def expected(source: features.Features, config: protocols.Config) -> predictions.Predictions:
+    """The images that `probe` would report, by no run yet.
+
+    Raises:
+        errors.InputError, errors.UsageError: as `labelled.prepare`, `folds.prepare`.
+    """
+    return _predicted(_parts(source, config), (), config.by)
+
+
 def _parts(source: features.Features, config: protocols.Config) -> list[labelled.Data]:
     if config.folds is None:
         return [labelled.prepare(source, config.splits(), config.chooser)]
@@ -142,6 +151,8 @@ def _predicted(
     """The reported rows of all folds."""
     data, source = parts[0], parts[0].source
     rows = np.concatenate([part.rows[part.report] for part in parts])
+    none = np.zeros((0, len(rows)), dtype=np.int64)
+    nothing = np.zeros((0, len(rows), len(data.classes)))
     named = "id" in source.table.columns and not source.table["id"].gather(rows).null_count()
     return predictions.Predictions(
         name=str(source.path),
@@ -149,8 +160,8 @@ def _predicted(
         classes=data.classes,
         truth_N=np.concatenate([part.labels[part.report] for part in parts]),
         units_N=labelled.units(source, rows, by),
-        predicted_RN=np.concatenate([one.predicted_RN for one in outcomes], 1),
-        probability_RNC=np.concatenate([one.probability_RNC for one in outcomes], 1),
+        predicted_RN=np.concatenate([one.predicted_RN for one in outcomes] or [none], 1),
+        probability_RNC=np.concatenate([one.probability_RNC for one in outcomes] or [nothing], 1),
     )
 
 
