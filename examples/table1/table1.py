@@ -28,6 +28,9 @@ from pathfm_cli import errors
 from pathfm_cli.tasks import reference
 
 SOURCES = ("data", "images", "patches")
+VERBS = ("probe", "embed", "segment")
+SCORED = (0, errors.PARTIAL, errors.GateFailed.exit_code)
+"""Exit codes with a record: also where `--reference` found another score than the published."""
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
@@ -101,16 +104,51 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise errors.UsageError(f"{path} cannot be read: {error}.", "see example.toml") from error
     models, tasks = asked.get("models"), asked.get("tasks")
-    if not models or not tasks or set(asked) - {"models", "tasks", "probe", "embed", "segment"}:
+    if not models or not tasks or set(asked) - {"models", "tasks", *VERBS}:
         raise errors.UsageError(f"{path} needs models and tasks.", "see example.toml")
+    if not _texts(models) or not isinstance(tasks, list):
+        raise errors.UsageError(
+            f"{path}: models is a list of names, tasks one of tables.", "see example.toml"
+        )
     for task in tasks:
-        if "name" not in task or sum(name in task for name in SOURCES) != 1:
-            raise errors.UsageError(
-                f"{path}: a task needs a name and one of {', '.join(SOURCES)}.", "see example.toml"
-            )
+        _check_task(path, task)
+    _check_words(path, asked)
     if len({task["name"] for task in tasks}) < len(tasks):
         raise errors.UsageError(f"{path}: two tasks have one name.", "see example.toml")
     return asked
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _check_task(path: Path, task: Any) -> None:
+    if not isinstance(task, dict) or not _texts(list(task.values())):
+        raise errors.UsageError(f"{path}: a task is a table of texts.", "see example.toml")
+    if "name" not in task or sum(name in task for name in SOURCES) != 1:
+        raise errors.UsageError(
+            f"{path}: a task needs a name and one of {', '.join(SOURCES)}.", "see example.toml"
+        )
+    if "data" in task and "task" not in task:
+        raise errors.UsageError(
+            f"{path}: {task['name']} needs task, the data set's name.", "pathfm tasks"
+        )
+    if unknown := set(task) - {"name", "task", *SOURCES, *VERBS}:
+        raise errors.UsageError(
+            f"{path}: {task['name']} has an unknown {min(unknown)}.", "see example.toml"
+        )
+    _check_words(path, task)
+
+
+def _check_words(path: Path, table: dict[str, Any]) -> None:
+    """Options are one text that a shell would split."""
+    for verb in VERBS:
+        try:
+            shlex.split(table.get(verb, ""))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise errors.UsageError(
+                f"{path}: {verb} is no text of options.", "probe = '--runs 5'"
+            ) from error
 
 
 def commands(
@@ -121,8 +159,7 @@ def commands(
     kind = next(name for name in SOURCES if name in task)
     place = str(base / task[kind])
     more = {
-        verb: shlex.split(asked.get(verb, "")) + shlex.split(task.get(verb, ""))
-        for verb in ("probe", "embed", "segment")
+        verb: shlex.split(asked.get(verb, "")) + shlex.split(task.get(verb, "")) for verb in VERBS
     }
     tail = ["-o", str(out / "scores" / stem), "--json"]
     if kind == "data":
@@ -146,7 +183,7 @@ def evaluate(verbs: list[list[str]]) -> Cell:
             capture_output=True,
             text=True,
         )
-        if done.returncode not in (0, errors.PARTIAL):
+        if done.returncode not in SCORED:
             said = [line for line in done.stderr.splitlines() if line.startswith("pathfm: ")]
             return Cell(problem=said[-1].removeprefix("pathfm: ") if said else done.stderr[-300:])
     metrics = json.loads(done.stdout)["metrics"]
@@ -214,6 +251,14 @@ def page(table: Table) -> str:
     )
 
 
+def _make_folders(out: Path) -> None:
+    for folder in ("scores", "embeddings"):
+        try:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.Unwritable(out, str(error.strerror)) from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -222,11 +267,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         asked = read(given.list)
+        _make_folders(given.out)
     except errors.PathfmError as error:
         print(f"table1: {error}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
-    for folder in ("scores", "embeddings"):
-        (given.out / folder).mkdir(parents=True, exist_ok=True)
     cells = {}
     for model in asked["models"]:
         for task in asked["tasks"]:

@@ -101,7 +101,7 @@ def probe(
         slots = {"embeddings": pipe.Slot(("embeddings",), foreign=True)}
         path = pipe.bind("probe", given, slots, out=out)["embeddings"]
     source = features.open_features(path)
-    checks.refuse(source)
+    checks.refuse(source, config)
     from pathfm_cli.model import device as devices
     from pathfm_cli.tasks import probe as library
 
@@ -111,7 +111,7 @@ def probe(
         result = library.probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
-    result = checks.judge(result, source)
+    result = checks.judge(result, source, config)
     for note in result.notes:
         output.note(f"pathfm probe: {note}")
     code = sink.emit(result.record, result.lines)

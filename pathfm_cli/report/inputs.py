@@ -50,6 +50,12 @@ class Scores:
         return str(self.header.settings.get("task", "scores"))
 
     @property
+    def scored(self) -> Mapping[str, Any]:
+        """What was scored, of a probe: data set, model and how it was applied; empty if unknown."""
+        found = self.header.settings.get("scored")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def protocol(self) -> str:
         """Name of the protocol; empty if the task has none."""
         found = self.header.settings.get("protocol", "")

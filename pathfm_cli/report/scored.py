@@ -43,6 +43,8 @@ def _facts(scores: inputs.Scores) -> dict[str, Any]:
     named = ("method", "select", "runs", "seed", "shots", "split")
     return {
         "task": scores.task,
+        "data set": scores.scored.get("task"),
+        "model": scores.scored.get("model"),
         "protocol": scores.protocol,
         **{name: settings.get(name) for name in named},
         "from": ", ".join(scores.header.parents),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pathfm_cli import page
 from pathfm_cli.report import charts, inputs, runs, tables
 
 LABEL_FREE = {"odcorr": "ODCorr", "rankme": "RankMe"}
@@ -43,7 +44,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
     free = _label_free(scored)
-    rows: list[tuple[float, Sequence[Any]]] = []
+    boards: dict[tuple[str, str], list[tuple[float, Sequence[Any]]]] = {}
     for one in scored:
         numbers = one.header.metrics
         value = numbers.get("balanced_accuracy", numbers.get("dice_micro_foreground"))
@@ -59,18 +60,31 @@ def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
         how = one.header.settings.get("method", "linear") if one.task == "probe" else one.task
         others = [numbers.get("accuracy"), numbers.get("ece")]
         others += [free.get(_source(one), {}).get(name) for name in LABEL_FREE]
-        rows.append((value, (one.name, how, one.protocol, float(value), said, bar, *others)))
-    if len(rows) < 2:
+        model = str(one.scored.get("model", ""))
+        row = (one.name, model, how, float(value), said, bar, *others)
+        boards.setdefault((_data_set(one), one.protocol or how), []).append((value, row))
+    if sum(map(len, boards.values())) < 2:
         return ""
-    heads = ["scores", "method", "protocol", "score", "95 % interval", "0 to 1", "accuracy", "ECE"]
+    heads = ["scores", "model", "method", "score", "95 % interval", "0 to 1", "accuracy", "ECE"]
     heads += LABEL_FREE.values()
-    ranked = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
-    note = (
-        '<p class="note">The score is balanced accuracy (probe) or Dice (segment). Rows of '
-        "different data sets or protocols cannot be compared; intervals that overlap tell "
+    parts = ["<h3>Leaderboard</h3>"]
+    for (data, protocol), rows in sorted(boards.items()):
+        ranked = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+        parts.append(f"<h4>{page.text(data)}, {page.text(protocol)}</h4>")
+        parts.append(tables.table(heads, ranked))
+    parts.append(
+        '<p class="note">The score is balanced accuracy (probe) or Dice (segment). One table a '
+        "data set and protocol: across tables nothing compares; intervals that overlap tell "
         "little apart.</p>"
     )
-    return "<h3>Leaderboard</h3>" + tables.table(heads, ranked) + note
+    return "".join(parts)
+
+
+def _data_set(one: inputs.Scores) -> str:
+    if one.task == "segment":
+        return "consep"
+    name = str(one.scored.get("task", "data set not named"))
+    return f"{name} (not complete)" if one.scored.get("partial") else name
 
 
 def _side_by_side(trained: Sequence[inputs.Run]) -> str:

@@ -10,7 +10,7 @@ from pathfm_cli import errors
 from pathfm_cli.tasks import reference
 
 if TYPE_CHECKING:
-    from pathfm_cli.tasks import features, predictions, probe
+    from pathfm_cli.tasks import features, predictions, probe, protocols
 
 MAX_FOLDS = 1000
 
@@ -56,24 +56,30 @@ class Checks:
         self.compare, self.published = compare, published
         self._other: predictions.Predictions | None = None
         self._check: reference.Check | None = None
+        self._reported = "test"
         if published is not None:
             reference.find(published)
 
-    def refuse(self, source: features.Features) -> None:
+    def refuse(self, source: features.Features, config: protocols.Config) -> None:
         """Fail before anything is trained.
 
         Raises:
-            errors.InputError: as `predictions.read`.
-            errors.UsageError: as `reference.check`.
+            errors.InputError: as `predictions.read`, `compare.matched`, `labelled.prepare`.
+            errors.UsageError: as `reference.check`, `labelled.prepare`.
         """
+        if self.published is not None:
+            known = source.splits() if config.folds is None else []
+            self._reported = config.test if config.test in known or not known else config.val
+            reference.check(self.published, source.settings, 0.0, config, self._reported)
         if self.compare is not None:
-            from pathfm_cli.tasks import predictions
+            from pathfm_cli.tasks import compare, predictions, probe
 
             self._other = predictions.read(self.compare)
-        if self.published is not None:
-            reference.check(self.published, source.settings, 0.0)
+            compare.matched(probe.expected(source, config), self._other)
 
-    def judge(self, result: probe.Result, source: features.Features) -> probe.Result:
+    def judge(
+        self, result: probe.Result, source: features.Features, config: protocols.Config
+    ) -> probe.Result:
         """Add what was found to the record, the notes and the lines.
 
         Raises:
@@ -90,7 +96,9 @@ class Checks:
             lines += measured.lines(str(self.compare))
         if self.published is not None:
             score = found["balanced_accuracy"]
-            self._check = reference.check(self.published, source.settings, score)
+            self._check = reference.check(
+                self.published, source.settings, score, config, self._reported
+            )
             found |= self._check.metrics()
             lines += [self._check.line(), f"  {reference.find(self.published).citation}"]
         record["metrics"] = found

@@ -80,17 +80,9 @@ def compare(
     """Compare two probes on the images that both predicted.
 
     Raises:
-        errors.InputError: images without ids or with an id twice, none in common, other classes,
-            or an image with two labels.
+        errors.InputError: as `matched`.
     """
-    at_first, at_second = _matched(first, second)
-    truth = np.array(first.classes)[first.truth_N[at_first]]
-    differ = truth != np.array(second.classes)[second.truth_N[at_second]]
-    if differ.any():
-        name = (first.ids or ())[at_first[int(differ.argmax())]]
-        raise errors.InputError(
-            f"{name} has another label in {second.name}: it is another task.", "same data set"
-        )
+    at_first, at_second = matched(first, second)
     truth_N = first.truth_N[at_first]
     right = [
         (one.predicted_RN[:, at] == one.truth_N[at]).mean(0)
@@ -125,10 +117,15 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(stats.binomtest(first_only, discordant).pvalue)
 
 
-def _matched(
+def matched(
     first: predictions.Predictions, second: predictions.Predictions
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions of the images that both have."""
+    """Positions of the images that both have; needs nothing that was predicted.
+
+    Raises:
+        errors.InputError: images without ids or with an id twice, none in common, other classes,
+            or an image with two labels.
+    """
     if set(first.classes) != set(second.classes):
         raise errors.InputError(
             f"{second.name} has other classes: {', '.join(second.classes[:5])}.", "same data set"
@@ -151,6 +148,13 @@ def _matched(
             "both must be of the same data set and split",
         )
     at = [np.array([place[name] for name in common], dtype=np.int64) for place in places]
+    truth = np.array(first.classes)[first.truth_N[at[0]]]
+    differ = truth != np.array(second.classes)[second.truth_N[at[1]]]
+    if differ.any():
+        name = common[int(differ.argmax())]
+        raise errors.InputError(
+            f"{name} has another label in {second.name}: it is another task.", "same data set"
+        )
     return at[0], at[1]
 
 

@@ -23,6 +23,19 @@ from pathfm_cli import artifacts, errors
 CHUNK_ROWS = 4096
 """Rows read at a time: 32 MB of float64 at K = 1024."""
 COLUMNS = ("id", "label", "split", "group", "slide", "fold")
+SCORED = (
+    "task",
+    "partial",
+    "model",
+    "embedding",
+    "image_size_px",
+    "mean",
+    "std",
+    "resize",
+    "precision",
+    "input",
+)
+"""Settings of embeddings without which a score does not say what was scored."""
 _AGAIN = "make it again: pathfm embed ... -o FILE"
 _FORMATS = "Parquet with a float list column `embedding`, .npy or .safetensors"
 
@@ -51,6 +64,18 @@ class Features:
     def failed(self) -> int:
         """Rows without an embedding; they take part in nothing."""
         return self.table.height - int(self.table["usable"].sum())
+
+    def scored(self) -> dict[str, Any]:
+        """What scores record of the embeddings: those of `SCORED` that the file knows."""
+        return {name: self.settings[name] for name in SCORED if name in self.settings}
+
+    def incomplete(self) -> tuple[str, ...]:
+        """The note that a score on these embeddings compares with no other, where that is so."""
+        if not self.settings.get("partial"):
+            return ()
+        return (
+            f"{self.settings.get('task', 'the data set')} is not complete: scores do not compare",
+        )
 
     def rows(self, split: str | None = None) -> Rows:
         """Positions of the usable rows, of one split or of all.

@@ -6,6 +6,7 @@ Legend: R = runs, N = rows, K = width, C = classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,13 @@ from pathfm_cli.tasks import heads, labelled, methods, metrics, protocols
 
 SHOTS = 107
 """Purpose of the random numbers that choose few training images."""
+LOOK_ROWS = 16_384
+"""Rows whose norms are looked at at once."""
 CURVE_POINTS = 200
 """Validations that a curve keeps, about; every n-th and the last."""
 Report = Callable[[int, int], None]
+Convergence = list[tuple[list[float], list[float]]]
+"""See `heads.Heads.convergence`, a pair for each run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +40,9 @@ class Outcome:
         numbers: metric, role ("" if none) and its value for each run.
         tensors: what was trained, of one fold.
         curve: (steps, what chooses the state by run) of the linear probe.
-        sensitivity: other learning rates: `lr_scale`, `lr`, and the mean by role.
+        sensitivity: other learning rates: `lr_scale`, `lr`, and the mean by role; None by role
+            where training diverged.
+        notes: what a person should know about the embeddings.
     """
 
     tables: Mapping[str, metrics.Counts]
@@ -45,6 +52,7 @@ class Outcome:
     tensors: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     curve: Sequence[heads.Point] = ()
     sensitivity: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def fit(
@@ -56,12 +64,26 @@ def fit(
     """Train on `train`, choose on what `data` says, predict the rest.
 
     Raises:
-        errors.InputError: an embedding is damaged, or a class has fewer rows than `--shots`.
+        errors.InputError: an embedding is damaged or its norm no float32, or a class has fewer
+            rows than `--shots`.
+        errors.PathfmError: what came of it is not finite.
     """
     parts = _load(data, device)
     chosen = _shots(data, config)
     if config.method == "linear":
-        return _linear(data, parts, chosen, config, progress)
+        outcome = _linear(data, parts, chosen, config, progress)
+    else:
+        outcome = _other(data, parts, chosen, config)
+    _refuse_not_finite(outcome, data, config)
+    return dataclasses.replace(outcome, notes=_zeros(parts))
+
+
+def _other(
+    data: labelled.Data,
+    parts: Mapping[str, methods.Part],
+    chosen: Sequence[torch.Tensor | None],
+    config: protocols.Config,
+) -> Outcome:
     tested = {role: part for role, part in parts.items() if role != "train"}
     select = parts[data.select] if data.select else None
     found, chose = [], []
@@ -111,10 +133,8 @@ def _linear(
     ]
     own = by_scale[0]
     tested = {role: part for role, part in parts.items() if role != "train"}
-    losses = [
-        own.take(torch.tensor([run], device=device)).convergence(*_picked(parts["train"], picked))
-        for run, picked in enumerate(chosen)
-    ]
+    by_run = [_convergence(one, parts["train"], chosen) for one in by_scale]
+    losses = by_run[0]
     numbers = [
         ("best_step", data.select or "", [float(step) for step in trained.best_step[: len(seeds)]]),
         ("stopped_step", data.select or "", list(map(float, trained.stopped_step[: len(seeds)]))),
@@ -133,7 +153,7 @@ def _linear(
             "bias": own.bias_R1C[:, 0].contiguous().cpu().numpy(),
         },
         curve=_curve(trained.curve, len(seeds)),
-        sensitivity=_sensitivity(scales, by_scale, tested, lr) if config.lr_scales else (),
+        sensitivity=_sensitivity(scales, by_scale, by_run, tested, lr) if config.lr_scales else (),
     )
 
 
@@ -148,22 +168,78 @@ def _curve(points: Sequence[heads.Point], runs: int) -> list[heads.Point]:
 def _sensitivity(
     scales: Sequence[float],
     by_scale: Sequence[heads.Heads],
+    by_run: Sequence[Convergence],
     tested: Mapping[str, methods.Part],
     lr: float,
 ) -> list[dict[str, Any]]:
     found = []
-    for scale, trained in sorted(zip(scales, by_scale, strict=True), key=lambda pair: pair[0]):
-        means = {
-            role: float(metrics.balanced_accuracy(trained.confusion(*part)).mean())
-            for role, part in tested.items()
-        }
+    every = zip(scales, by_scale, by_run, strict=True)
+    for scale, trained, losses in sorted(every, key=lambda one: one[0]):
+        means: dict[str, float | None] = dict.fromkeys(tested)
+        if not _diverged(trained, losses):
+            means = {
+                role: float(metrics.balanced_accuracy(trained.confusion(*part)).mean())
+                for role, part in tested.items()
+            }
         found.append({"lr_scale": scale, "lr": lr * scale, "balanced_accuracy": means})
     return found
 
 
+def lost(classes: int) -> float:
+    """The mean cross-entropy from which heads count as diverged: twice that of a guess, log C.
+
+    An early state of a hard task may lie a little above a guess.
+    """
+    return 2 * math.log(classes)
+
+
+def _diverged(trained: heads.Heads, losses: Convergence) -> bool:
+    """Whether a run explains what it learnt from far worse than a guess: loss above `lost`."""
+    values = [value for loss, norm in losses for value in (*loss, *norm)]
+    worst = max(loss[0] for loss, _ in losses)
+    return not all(map(math.isfinite, values)) or worst > lost(trained.classes)
+
+
+def _convergence(
+    trained: heads.Heads, train: methods.Part, chosen: Sequence[torch.Tensor | None]
+) -> Convergence:
+    """Loss and norm of the gradient of each run, on the rows that it learnt from."""
+    return [
+        trained.take(torch.tensor([run], device=train[0].device)).convergence(
+            *_picked(train, picked)
+        )
+        for run, picked in enumerate(chosen)
+    ]
+
+
+def _refuse_not_finite(outcome: Outcome, data: labelled.Data, config: protocols.Config) -> None:
+    arrays: list[npt.NDArray[Any]] = [outcome.probability_RNC, *outcome.tensors.values()]
+    numbers = (value for _, _, by_run in outcome.numbers for value in by_run)
+    if not all(np.isfinite(one).all() for one in arrays) or not all(map(math.isfinite, numbers)):
+        raise errors.PathfmError(
+            f"{data.source.path}: --method {config.method} diverged, its results are not finite.",
+            "are the embeddings of a usual size (norm 1 to 1000)? scale them down",
+        )
+
+
+def _zeros(parts: Mapping[str, methods.Part]) -> tuple[str, ...]:
+    count = sum(int((part == 0).all(1).sum()) for part, _ in parts.values())
+    return (f"{count} embeddings are all zeros: they tell nothing",) if count else ()
+
+
 def _load(data: labelled.Data, device: torch.device) -> dict[str, methods.Part]:
     """Read the file once; the splits are views into one matrix."""
-    matrix = torch.from_numpy(data.source.matrix(np.concatenate(list(data.rows.values()))))
+    rows = np.concatenate(list(data.rows.values()))
+    with np.errstate(over="ignore"):  # told below
+        matrix = torch.from_numpy(data.source.matrix(rows))
+    large = torch.cat([~part.square().sum(1).isfinite() for part in torch.split(matrix, LOOK_ROWS)])
+    if large.any():
+        row = int(rows[int(large.int().argmax())])
+        raise errors.InputError(
+            f"{data.source.path}: the embedding in row {row} is too large, its squared norm is no "
+            "float32.",
+            "embed again, or scale the embeddings down",
+        )
     parts = torch.split(matrix.to(device), [len(rows) for rows in data.rows.values()])
     return {
         role: (part, torch.from_numpy(data.labels[role]).to(device))

@@ -63,9 +63,13 @@ def probe(
             `fitting.fit`.
         errors.OutputClash: `out` holds something else.
     """
-    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=config.settings())
+    settings = config.settings()
+    if scored := source.scored():
+        settings["scored"] = scored
+    made = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings)
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
-        return Result(old, ("up to date",), (), predictions.read(scores.place(out).table))
+        told = (*source.incomplete(), "up to date")
+        return Result(old, told, (), predictions.read(scores.place(out).table))
     start = time.perf_counter()
     parts = _parts(source, config)
     outcomes = [
@@ -76,7 +80,8 @@ def probe(
     rows = summary.rows(parts, outcomes, predicted, config)
     numbers = summary.metrics(rows, parts) | {"seconds": time.perf_counter() - start}
     made = dataclasses.replace(made, metrics=numbers)
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    notes = source.incomplete()
+    notes += tuple(dict.fromkeys(note for part in parts for note in part.notes))
     notes += tuple(summary.notes(outcomes, config, parts))
     lines = summary.lines(rows, parts, outcomes, config)
     if out is None:
@@ -111,15 +116,24 @@ def plan(source: features.Features, out: Path | None, config: protocols.Config) 
         "width": source.width,
         "runs": len(config.seeds()),
         **schedule,
-        "notes": list(data.notes),
+        "notes": [*source.incomplete(), *data.notes],
         "writes": [str(path) for path in scores.written(out, heads=linear, predictions=True)],
     }
 
 
+def expected(source: features.Features, config: protocols.Config) -> predictions.Predictions:
+    """The images that `probe` would report, by no run yet.
+
+    Raises:
+        errors.InputError, errors.UsageError: as `labelled.prepare`, `folds.prepare`.
+    """
+    return _predicted(_parts(source, config), (), config.by)
+
+
 def _parts(source: features.Features, config: protocols.Config) -> list[labelled.Data]:
     if config.folds is None:
-        return [labelled.prepare(source, config.splits(), config.select)]
-    parts = folds.prepare(source, config.folds, config.by, config.select)
+        return [labelled.prepare(source, config.splits(), config.chooser)]
+    parts = folds.prepare(source, config.folds, config.by, config.chooser)
     folds.same_classes(parts)
     return parts
 
@@ -137,6 +151,8 @@ def _predicted(
     """The reported rows of all folds."""
     data, source = parts[0], parts[0].source
     rows = np.concatenate([part.rows[part.report] for part in parts])
+    none = np.zeros((0, len(rows)), dtype=np.int64)
+    nothing = np.zeros((0, len(rows), len(data.classes)))
     named = "id" in source.table.columns and not source.table["id"].gather(rows).null_count()
     return predictions.Predictions(
         name=str(source.path),
@@ -144,8 +160,8 @@ def _predicted(
         classes=data.classes,
         truth_N=np.concatenate([part.labels[part.report] for part in parts]),
         units_N=labelled.units(source, rows, by),
-        predicted_RN=np.concatenate([one.predicted_RN for one in outcomes], 1),
-        probability_RNC=np.concatenate([one.probability_RNC for one in outcomes], 1),
+        predicted_RN=np.concatenate([one.predicted_RN for one in outcomes] or [none], 1),
+        probability_RNC=np.concatenate([one.probability_RNC for one in outcomes] or [nothing], 1),
     )
 
 

@@ -127,6 +127,10 @@ PROTOCOLS = {
 
 
 METHODS = ("linear", "logreg", "knn", "simpleshot")
+UNSELECTIVE = ("knn", "simpleshot")
+"""Methods with nothing to choose: one state, no strength."""
+LR_SCALES = (1e-6, 1e6)
+"""Factors on the learning rate outside of which nothing is learnt or everything diverges."""
 SELECT = ("val", "test", "last")
 """`last` looks at no split: every run takes all steps, and its last state is reported."""
 
@@ -192,10 +196,15 @@ class Config:
             raise errors.UsageError(
                 f"--method {self.method} has no learning rate.", "leave --lr-scales out"
             )
-        if any(not 0 < scale < math.inf or scale == 1 for scale in self.lr_scales):
+        low, high = LR_SCALES
+        if any(not low <= scale <= high or scale == 1 for scale in self.lr_scales):
             raise errors.UsageError(
-                "--lr-scales are positive factors other than 1, which is always there.",
+                f"--lr-scales are factors in {low:g}..{high:g} other than 1, which is there.",
                 "--lr-scales 0.1,0.3,3,10",
+            )
+        if self.method in UNSELECTIVE and self.select == "test":
+            raise errors.UsageError(
+                f"--method {self.method} has nothing to choose.", "leave --select out"
             )
         if self.select not in SELECT:
             raise errors.UsageError(
@@ -206,6 +215,11 @@ class Config:
                 "--train, --val and --test name three different splits.",
                 "--train train --val val --test test",
             )
+
+    @property
+    def chooser(self) -> str:
+        """As `select`; `last` where the method chooses nothing, whatever was asked."""
+        return "last" if self.method in UNSELECTIVE else self.select
 
     def splits(self) -> dict[str, str]:
         """Name of the split for each role."""
@@ -218,6 +232,8 @@ class Config:
         settings["lr_scales"] = list(self.lr_scales)
         if self.method != "linear":
             del settings["protocol"], settings["lr_scales"]
+        if self.method in UNSELECTIVE:
+            del settings["select"]
         if self.method != "knn":
             del settings["neighbours"]
         if self.folds is not None:

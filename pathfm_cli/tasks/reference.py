@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from pathfm_cli import errors
+from pathfm_cli.tasks import protocols
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,16 +113,26 @@ def row(table: Table, model: str) -> Row | None:
     return next((one for one in table.rows if model in one.models), None)
 
 
-def check(name: str, settings: Mapping[str, Any], score: float) -> Check:
-    """Compare a score to the one published for the same encoder and task.
+def check(
+    name: str,
+    settings: Mapping[str, Any],
+    score: float,
+    config: protocols.Config,
+    reported: str = "test",
+) -> Check:
+    """Compare a score to the one published for the same encoder, task and split.
 
     Args:
         name: of the table.
-        settings: of the embeddings: `task` and `model`.
+        settings: of the embeddings: `task`, `model` and `partial`.
         score: balanced accuracy.
+        config: how the score came about.
+        reported: name of the split that is reported. Where the table has a score of it under
+            `TASK:SPLIT`, that one is meant.
 
     Raises:
-        errors.UsageError: no such table, or it has no score for this encoder and task.
+        errors.UsageError: no such table, it has no score for this encoder and task, or the score
+            is made otherwise than those of the table.
     """
     table = find(name)
     if "task" not in settings or "model" not in settings:
@@ -137,4 +148,33 @@ def check(name: str, settings: Mapping[str, Any], score: float) -> Check:
             f"--reference {name} has no score of {model} on {task}.",
             f"it has {task} of {', '.join(known)}" if known else "another data set",
         )
+    if f"{task}:{reported}" in found.scores:
+        task = f"{task}:{reported}"
+    if differs := _differences(name, task, settings, config):
+        raise errors.UsageError(
+            f"--reference {name} does not compare with this: {'; '.join(differs)}.",
+            "the complete data set, --method linear --protocol paper, its own splits",
+        )
     return Check(found, task, score, table.tolerance)
+
+
+def _differences(
+    name: str, task: str, settings: Mapping[str, Any], config: protocols.Config
+) -> list[str]:
+    """In what a probe is none of those that were published."""
+    found = []
+    if settings.get("partial"):
+        found.append(f"{task} is not complete")
+    if config.method != "linear":
+        found.append(f"--method {config.method}, not linear")
+    if config.protocol != name:
+        found.append(f"--protocol {config.protocol}, not {name}")
+    if config.shots is not None:
+        found.append(f"--shots {config.shots}, not all images")
+    if config.folds is not None:
+        found.append("--folds, not the published splits")
+    elif config.train != "train" or (config.test != "test" and ":" not in task):
+        found.append(f"--train {config.train} --test {config.test}, not the published splits")
+    if config.select != "val":
+        found.append(f"--select {config.select}, not val")
+    return found

@@ -83,7 +83,8 @@ def check_free(
 
     Args:
         out: see `place`.
-        settings: what the new artifact's header will say.
+        settings: what the new artifact's header will say, but for `scored`, which only the input
+            knows.
         overwrite: as for `artifacts.finished`.
 
     Raises:
@@ -95,7 +96,9 @@ def check_free(
     folder = files.table.parent
     if files.table.is_dir() or (folder.exists() and not folder.is_dir()):
         raise errors.OutputClash(f"{out} cannot hold scores.", "-o FOLDER or -o NAME.parquet")
-    artifacts.refuse(files.table, "scores", settings, overwrite=overwrite)
+    artifacts.refuse(
+        files.table, "scores", {**settings, **_scored(files.table)}, overwrite=overwrite
+    )
     if files.document.exists() and not _is_ours(files.document):
         raise errors.OutputClash(
             f"{files.document} exists and holds no pathfm scores.",
@@ -143,6 +146,15 @@ def unsaved(header: artifacts.Header) -> dict[str, Any]:
     record = header.record("")
     del record["path"]
     return record
+
+
+def _scored(table: Path) -> dict[str, Any]:
+    """What scores that lie there say of their embeddings."""
+    try:
+        settings = artifacts.read_header(table).settings
+    except errors.InputError:
+        return {}
+    return {"scored": settings["scored"]} if "scored" in settings else {}
 
 
 def _is_ours(document: Path) -> bool:

@@ -54,7 +54,8 @@ def rows(
     found += _by_part(parts, outcomes)
     for one in outcomes[0].sensitivity if len(outcomes) == 1 else ():
         for role, value in one["balanced_accuracy"].items():
-            found.append((f"balanced_accuracy:lr={one['lr']:.6g}", role, None, value))
+            if value is not None:
+                found.append((f"balanced_accuracy:lr={one['lr']:.6g}", role, None, value))
     measured = _calibration(predicted)
     found += _over_runs("ece", report, measured.ece.tolist())
     found += _over_runs("brier", report, measured.brier.tolist())
@@ -143,12 +144,30 @@ def schedule(data: labelled.Data, config: protocols.Config) -> dict[str, Any]:
 
 def notes(outcomes: Outcomes, config: protocols.Config, parts: Parts) -> Iterator[str]:
     """What the numbers alone would hide."""
+    yield from dict.fromkeys(note for one in outcomes for note in one.notes)
+    lost = {
+        one["lr_scale"]
+        for outcome in outcomes
+        for one in outcome.sensitivity
+        if None in one["balanced_accuracy"].values()
+    }
+    for scale in sorted(lost):
+        yield (
+            f"learning rate x {scale:g} diverged: train loss over twice that of a guess, so it has "
+            "no score"
+        )
     if config.runs > len(config.seeds()):
         yield f"one run: without --shots all runs of {config.method} are the same"
     counts = _values(outcomes, "iterations")
     if late := sum(count >= methods.MAX_ITERATIONS for count in counts):
         most = methods.MAX_ITERATIONS
         yield f"{late} of {len(counts)} fits had not converged after {most} iterations"
+    losses = _values(outcomes, "train_loss")
+    if late := sum(loss > fitting.lost(len(parts[0].classes)) for loss in losses):
+        yield (
+            f"{late} of {len(losses)} runs diverged: train loss over twice that of a guess, so the "
+            "score says little"
+        )
     if config.method != "linear" or config.select == "last":
         return
     steps = schedule(parts[0], config)["steps"]
@@ -204,7 +223,7 @@ def _training(parts: Parts, outcomes: Outcomes, config: protocols.Config) -> lis
     ]
     for one in outcomes[0].sensitivity if len(outcomes) == 1 else ():
         means = ", ".join(
-            f"{parts[0].names[role]} {value:.4f}"
+            f"{parts[0].names[role]} " + ("diverged" if value is None else f"{value:.4f}")
             for role, value in one["balanced_accuracy"].items()
         )
         text.append(f"  learning rate x {one['lr_scale']:<6g} ({one['lr']:.3g}): {means}")

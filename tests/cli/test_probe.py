@@ -139,13 +139,30 @@ def test_a_comparison_and_a_reference_change_nothing_in_the_artifact(folder):
     header = artifacts.Header(kind="embeddings", settings=named)
     frame = artifacts.read_table(folder / "e.parquet").frame
     artifacts.write_table(folder / "n.parquet", frame, header)
-    knn = ("probe", "n.parquet", "--method", "knn", "-o", "knn")
-    assert pathfm(*knn, cwd=folder).returncode == 0
-    before = (folder / "knn" / "scores.parquet").read_bytes()
-    done = pathfm(*knn, "--compare", "knn", "--reference", "paper", cwd=folder)
+    made = ("probe", "n.parquet", "--runs", "1", "-o", "made")
+    assert pathfm(*made, cwd=folder).returncode == 0
+    before = (folder / "made" / "scores.parquet").read_bytes()
+    done = pathfm(*made, "--compare", "made", "--reference", "paper", cwd=folder)
     metrics = json.loads(done.stdout)["metrics"]
     assert (metrics["difference"], metrics["p_mcnemar"], metrics["p_bootstrap"]) == (0, 1, 1)
     assert metrics["compared_images"] == 30 and metrics["reference"] == 0.797
     assert metrics["balanced_accuracy"] > 0.9 and metrics["reference_passed"] == 0
     assert done.returncode == 5 and "FAIL: DINO ViT-S16 (ours) on bach" in done.stderr
-    assert (folder / "knn" / "scores.parquet").read_bytes() == before
+    assert (folder / "made" / "scores.parquet").read_bytes() == before
+    done = pathfm("probe", "n.parquet", "--method", "knn", "--reference", "paper", cwd=folder)
+    assert done.returncode == 2 and "--method knn, not linear" in done.stderr
+
+
+def test_other_images_are_refused_before_training(folder):
+    table = artifacts.read_table(folder / "e.parquet").frame
+    renamed = table.with_columns(id=pl.concat_str(pl.lit("x"), "id"))
+    renamed.write_parquet(folder / "renamed.parquet")
+    relabelled = table.with_columns(label=pl.col("label").replace({"a": "q"}))
+    relabelled.write_parquet(folder / "relabelled.parquet")
+    knn = ("--method", "knn")
+    assert pathfm("probe", "e.parquet", *knn, "-o", "first", cwd=folder).returncode == 0
+    for name, message in (("renamed", "no image in common"), ("relabelled", "other classes")):
+        arguments = ("probe", f"{name}.parquet", *knn, "--compare", "first", "-o", "second")
+        done = pathfm(*arguments, cwd=folder)
+        assert done.returncode == 3 and message in done.stderr
+        assert not (folder / "second").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,10 +87,43 @@ def test_one_command_fills_it_and_a_bad_cell_is_said(
 
 
 def test_a_bad_list_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in ("models = [", 'models = ["a"]\n', 'models = ["a"]\n[[tasks]]\nname = "x"\n'):
+    whole = 'models = ["a"]\n[[tasks]]\nname = "x"\n'
+    for text in (
+        "models = [",
+        'models = ["a"]\n',
+        whole,
+        'models = "a"\n[[tasks]]\nname = "x"\nimages = "i"\n',
+        "models = [1]\n" + whole.partition("\n")[2] + 'images = "i"\n',
+        'models = ["a"]\ntasks = ["x"]\n',
+        'models = ["a"]\ntasks = 3\n',
+        whole + 'data = "d"\n',
+        whole + "images = 3\n",
+        whole + 'images = "i"\nprobes = "--runs 2"\n',
+        whole + 'images = "i"\nprobe = "--where \'"\n',
+        "probe = 3\n" + whole + 'images = "i"\n',
+    ):
         (tmp_path / "l.toml").write_text(text)
         assert table1.main([str(tmp_path / "l.toml"), "-o", str(tmp_path / "o")]) == 2
         said = capsys.readouterr().err.splitlines()
         assert said[0].startswith("table1: ") and said[1].startswith("hint: ") and len(said) == 2
     assert not (tmp_path / "o").exists()
     assert len(table1.read(FILE.with_name("example.toml"))["tasks"]) == 6
+
+
+def test_an_output_that_is_a_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = 'models = ["a"]\n[[tasks]]\nname = "x"\nimages = "i"\n'
+    (tmp_path / "l.toml").write_text(text)
+    (tmp_path / "o").write_text("taken")
+    assert table1.main([str(tmp_path / "l.toml"), "-o", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in said[0] and len(said) == 2
+
+
+def test_a_score_other_than_the_published_one_is_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, score in ((5, 0.7), (0, 0.7), (3, None)):
+        out = '{"metrics": {"balanced_accuracy": 0.7, "balanced_accuracy_std": 0.1}}'
+        done = subprocess.CompletedProcess([], code, out, "pathfm: FAIL.\n")
+        monkeypatch.setattr(table1.subprocess, "run", lambda *_, done=done, **__: done)
+        assert table1.evaluate([["probe"]]).score == score

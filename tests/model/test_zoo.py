@@ -30,6 +30,23 @@ def test_values_of_some_rows() -> None:
     assert zoo.find("kaiko-s17") is None and zoo.suggestion("kaiko-s17") == "kaiko-s16"
 
 
+def test_means_and_deviations_are_those_of_the_authors() -> None:
+    """Spelt from the encoders' published transforms; by default ImageNet's."""
+    own = {
+        "kaiko": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "midnight": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "lunit": ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
+        "bioptimus": ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),
+        "hibou": ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)),
+    }
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    entries = zoo.entries().values()
+    assert set(own) < {entry.family for entry in entries}
+    for entry in entries:
+        expected = own.get(entry.family, imagenet)
+        assert (tuple(entry.mean), tuple(entry.std)) == expected, entry.id
+
+
 def test_a_file_of_a_named_encoder_gets_its_input_and_rule(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = vit.build("vit_small_patch16_224")

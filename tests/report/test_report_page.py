@@ -75,10 +75,11 @@ def a_run(path, *, name="demo", steps=4, looks=True, finished=True):
     return path
 
 
-def a_probe(path, score, *, parent="embeddings:aa", classes=("a", "b"), **document):
+def a_probe(path, score, *, parent="embeddings:aa", classes=("a", "b"), scored=None, **document):
     numbers = {"balanced_accuracy": score, "balanced_accuracy_low": score - 0.1,
                "balanced_accuracy_high": score + 0.1, "accuracy": score}  # fmt: skip
     settings = {"task": "probe", "protocol": {"name": "paper"}, "runs": 2}
+    settings |= {"scored": scored} if scored else {}
     header = artifacts.Header(kind="scores", parents=(parent,), settings=settings, metrics=numbers)
     rows = [(name, "test", None, value) for name, value in numbers.items()]
     rows += [(f"recall:{name}", "test", None, 0.25) for name in classes]
@@ -234,6 +235,25 @@ def test_several_make_a_leaderboard_and_figure_6(tmp_path):
     assert "one, linear probe: Spearman -1.00, n = 5" in text
     assert "one, linear probe: Spearman +1.00, n = 5" in text
     assert "Learning curves" in text and text.count("<h2>") == 9
+
+
+def test_a_leaderboard_has_one_table_a_data_set_and_protocol(tmp_path):
+    paths = []
+    for name, model, task in (
+        ("p0", "uni", "bach"),
+        ("p1", "phikon", "bach"),
+        ("p2", "uni", "crc"),
+    ):
+        paths.append(a_probe(tmp_path / name, 0.5, scored={"model": model, "task": task}))
+    paths.append(
+        a_probe(tmp_path / "p3", 0.9, scored={"model": "uni", "task": "crc", "partial": True})
+    )
+    board = page_of(tmp_path, *paths).split("Leaderboard")[1]
+    titles = re.findall(r"<h4>(.*?)</h4>", board)
+    assert titles == ["bach, paper", "crc, paper", "crc (not complete), paper"]
+    first = board.split("<h4>")[1]
+    assert "<td>uni</td>" in first and "<td>phikon</td>" in first
+    assert re.findall(r"<td>(p\d)</td>", first) == ["p0", "p1"]
 
 
 def test_spearman():

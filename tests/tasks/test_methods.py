@@ -50,6 +50,15 @@ def test_simpleshot_by_hand():
     np.testing.assert_allclose(found[0, [0, 1, 3]], expected, atol=1e-6)
 
 
+def test_simpleshot_centres_on_the_mean_of_train():
+    """Mean (10, 0); from there the rows lie right and left, from the origin all lie right."""
+    train = torch.tensor([[11.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1])
+    tested = torch.tensor([[12.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1])
+    found = methods.simpleshot(train, {"test": tested}, 2)["test"]
+    near = 1 / (1 + np.exp(-4))
+    np.testing.assert_allclose(found, [[near, 1 - near], [1 - near, near]], atol=1e-6)
+
+
 def test_logreg_takes_the_strength_that_is_best_on_the_split_that_chooses():
     found, strength, iterations = methods.logreg(TRAIN, VAL, {"test": TEST}, 3)
     scores = {}

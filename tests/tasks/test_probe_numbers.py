@@ -13,7 +13,7 @@ from sklearn import metrics as sklearn_metrics
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import draw
-from pathfm_cli.tasks import features, fitting, methods, predictions, probe, protocols
+from pathfm_cli.tasks import features, fitting, methods, predictions, probe, protocols, scores
 
 
 @pytest.fixture
@@ -274,3 +274,107 @@ def test_folds_report_every_image_once(tmp_path):
     document = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [one["test"] for one in document["folds"]] == [100] * 4
     assert np.sum(document["confusion"]["test"]) == 400
+
+
+def named(folder, **settings):
+    """The embeddings of `embeddings` as an artifact that says what they are."""
+    frame = pl.read_parquet(embeddings(folder).path).with_columns(
+        error=pl.lit(None, pl.String), id=pl.int_range(400).cast(pl.String)
+    )
+    header = artifacts.Header(kind="embeddings", settings=settings)
+    artifacts.write_table(folder / "own.parquet", frame, header)
+    return features.open_features(folder / "own.parquet")
+
+
+def test_scores_say_what_was_scored_and_that_a_part_compares_with_nothing(tmp_path):
+    how = {"task": "bach", "partial": True, "model": "uni", "embedding": "cls", "mean": [0.5]}
+    how |= {"std": [0.2], "resize": "none", "precision": "bf16", "image_size_px": 224}
+    source = named(tmp_path, classes=["stroma"], **how)
+    config = protocols.Config(method="knn")
+    said = "bach is not complete: scores do not compare"
+    for _ in range(2):  # made, and found up to date
+        scores.check_free(tmp_path / "out", config.settings())
+        result = probe.probe(source, tmp_path / "out", config)
+        assert said in result.notes
+    assert "up to date" in result.notes
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert document["settings"]["scored"] == how and said in document["notes"]
+
+
+@pytest.mark.parametrize("method", ["knn", "simpleshot"])
+def test_what_chooses_nothing_is_not_optimistic_and_trains_on_all_other_folds(tmp_path, method):
+    plain = probe.probe(
+        embeddings(tmp_path, val=False), tmp_path / "out", protocols.Config(method=method)
+    )
+    assert not any("optimistic" in note for note in plain.notes)
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert document["selected_on"] is None and "select" not in document["settings"]
+    config = protocols.Config(method=method, folds=4, by="id")
+    probe.probe(named(tmp_path), tmp_path / "folds", config)
+    document = json.loads((tmp_path / "folds" / "scores.json").read_text())
+    for fold in document["folds"]:
+        assert "val" not in fold and fold["train"] + fold["test"] == 400
+    with pytest.raises(errors.UsageError, match="nothing to choose"):
+        protocols.Config(method=method, select="test")
+
+
+@pytest.mark.parametrize("method", protocols.METHODS)
+def test_embeddings_whose_norm_is_no_float32_are_refused(tmp_path, short, method):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    for factor in (1e25, 1e300):
+        large = frame["embedding"].to_numpy().astype(np.float64)
+        large[7] *= factor
+        frame.with_columns(embedding=pl.Series(large, dtype=pl.Array(pl.Float64, 8))).write_parquet(
+            tmp_path / "large.parquet"
+        )
+        source = features.open_features(tmp_path / "large.parquet")
+        with pytest.raises(errors.InputError, match="row 7 is too large"):
+            probe.probe(source, None, protocols.Config(method=method, runs=1, protocol="paper"))
+
+
+def test_heads_that_diverged_are_no_scores(tmp_path, short, monkeypatch):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    large = frame["embedding"].to_numpy() * np.float32(1e18)
+    frame.with_columns(embedding=pl.Series(large, dtype=pl.Array(pl.Float32, 8))).write_parquet(
+        tmp_path / "large.parquet"
+    )
+    source = features.open_features(tmp_path / "large.parquet")
+    found = probe.probe(source, None, protocols.Config(runs=1, protocol="short"))
+    assert any(note.startswith("1 of 1 runs diverged") for note in found.notes)
+    wild = dataclasses.replace(protocols.find("short"), lr=1e6)
+    monkeypatch.setitem(protocols.PROTOCOLS, "short", wild)
+    with pytest.raises(errors.PathfmError, match="diverged") as caught:
+        probe.probe(source, tmp_path / "out", protocols.Config(runs=1, protocol="short"))
+    assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
+
+
+def test_embeddings_of_zeros_are_told(tmp_path):
+    frame = pl.read_parquet(embeddings(tmp_path).path)
+    zeros = np.zeros((400, 8), np.float32)
+    frame.with_columns(embedding=pl.Series(zeros, dtype=pl.Array(pl.Float32, 8))).write_parquet(
+        tmp_path / "zeros.parquet"
+    )
+    source = features.open_features(tmp_path / "zeros.parquet")
+    found = probe.probe(source, None, protocols.Config(method="knn"))
+    assert "400 embeddings are all zeros: they tell nothing" in found.notes
+
+
+def test_a_learning_rate_that_diverged_has_no_score(tmp_path, short):
+    config = protocols.Config(protocol="short", runs=1, lr_scales=(1e6,))
+    result = probe.probe(embeddings(tmp_path), tmp_path / "out", config)
+    assert any("learning rate x 1e+06 diverged" in note for note in result.notes)
+    document = json.loads((tmp_path / "out" / "scores.json").read_text())
+    own, other = document["lr_sensitivity"][0]
+    assert other["balanced_accuracy"] == {"val": None, "test": None}
+    assert own["balanced_accuracy"]["test"] > 0.4
+    assert "diverged" in "".join(result.lines)
+    for scale in (1e30, 1e-7):
+        with pytest.raises(errors.UsageError, match=r"1e-06\.\.1e\+06"):
+            protocols.Config(lr_scales=(scale,))
+
+
+def test_few_shots_diverge_on_their_own_rows_only(tmp_path, short):
+    """Rows that two images a class do not explain say nothing of the training."""
+    config = protocols.Config(protocol="short", runs=2, shots=2, select="last", lr_scales=(30.0,))
+    found = probe.probe(embeddings(tmp_path), None, config)
+    assert not any("diverged" in note for note in found.notes)
