@@ -26,7 +26,7 @@ def test_the_page_is_written_and_named(run, tmp_path):
         "schema": "pathfm.report/1", "path": str(out), "inputs": 1,
     }  # fmt: skip
     assert "<svg" in out.read_text()
-    piped = pathfm("report", "-o", out, "-q", input=f"{run}\n")
+    piped = pathfm("report", "-o", out, "-q", stdin=f"{run}\n")
     assert (piped.returncode, piped.stdout) == (0, f"{out}\n")
 
 
