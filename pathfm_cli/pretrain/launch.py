@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pathfm_cli import errors
 from pathfm_cli.pretrain import stop
@@ -228,6 +228,18 @@ def _every(report: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def leave(code: int) -> NoReturn:
+    """End this rank at once, with its files written and its ranks told.
+
+    Where Python takes a process group of gloo apart after a signal, its destructor can wait for
+    ever for a thread that waits for the interpreter.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def leave_error(error: errors.PathfmError) -> None:

@@ -1,6 +1,7 @@
 """Starting processes: how many, what they inherit, how their errors come back."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -94,3 +95,12 @@ def test_launching_needs_torch_only_when_it_happens():
     code = "import sys, pathfm_cli.pretrain.run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_a_rank_leaves_with_its_words_said_and_python_not_taken_apart():
+    script = (
+        "import atexit; from pathfm_cli.pretrain import launch\n"
+        "atexit.register(print, 'taken apart'); print('said', end=''); launch.leave(75)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said", "")
