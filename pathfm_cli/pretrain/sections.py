@@ -49,6 +49,7 @@ class Model:
     """Whether earlier blocks grow to that rate from 0 (DINO), or all have it (DINOv2)."""
 
     def __post_init__(self) -> None:
+        check(bool(self.init.strip()), "model.init is empty", "scratch, a name or a path")
         rate = self.drop_path_rate
         check(0 <= rate < 1, f"model.drop_path_rate is {rate}", "0 up to, not including, 1")
         for name, most in _MOST.items():

@@ -239,6 +239,7 @@ def test_assignments_change_one_value():
         ("tiny", ["augment.jitter=nan"], "augment.jitter is nan", "a finite number"),
         ("tiny", ["augment.blur_sigma_px=[0.1, 1e9]"], "blur_sigma_px is", "high <= 100"),
         ("tiny", [f"train.steps={2**63}"], "train.steps is 9223372036854775808", "at most"),
+        ("tiny", ['model.init=""'], "model.init is empty", "scratch"),
         ("tiny", ["model.patch_size=0"], "model.patch_size is 0", "1 to 1024"),
         ("tiny", ["model.num_heads=0"], "model.num_heads is 0", "1 to 1024"),
         ("tiny", ["model.embed_dim=-4"], "model.embed_dim is -4", "1 to 65536"),
