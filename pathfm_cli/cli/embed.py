@@ -38,6 +38,10 @@ def embed(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Channel mean in 0..1: 0.5 or R,G,B.")] = None,
     std: Annotated[str | None, typer.Option(help="Channel deviation: 0.5 or R,G,B.")] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="cls, cls+mean or patch (all patch tokens); else the encoder's own."),
+    ] = None,
     label: Annotated[str | None, _column("class")] = None,
     split: Annotated[str | None, _column("split")] = None,
     group: Annotated[str | None, _column("group, as patients")] = None,
@@ -67,9 +71,11 @@ def embed(
     pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
     pathfm embed --task pcam --data data/pcam --model kaiko-s16 -o e.parquet
     """
+    from pathfm_cli.model import zoo
     from pathfm_cli.tasks import request, source
     from pathfm_cli.wsi import cache as tile_cache
 
+    zoo.check_rule(embedding)
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)
@@ -87,6 +93,7 @@ def embed(
         "image_size_px": image_size,
         "mean": encoder.channels("--mean", mean),
         "std": encoder.channels("--std", std),
+        "embedding": embedding,
     }
     # A wrong model must not come to light only when the command on the left has finished.
     waits = ("-" in (inputs or []) or not (inputs or images or task)) and pipe.has_stdin()

@@ -91,6 +91,7 @@ def test_segment_takes_consep(folder: Path) -> None:
         (("probe", "e.parquet", *MHIST, *MODEL), 2, "e.parquet does not go with --task"),
         (("probe", "e.parquet", "--data", "mhist"), 2, "go with --task"),
         (("embed", *MHIST, *MODEL, "--label", "x", "-o", "x.parquet"), 2, "--label does not go"),
+        (("embed", *MHIST, *MODEL, "--embedding", "mean", "-o", "x"), 2, "mean is none of cls,"),
         (("embed", "--partial", *MODEL, "-o", "x.parquet"), 2, "go with --task"),
         (("segment", *MHIST, *MODEL, "-o", "x"), 2, "mhist has no label maps"),
         (("segment", *MODEL, "-o", "x"), 2, "--images or --task"),
