@@ -303,7 +303,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _peek(path: Path) -> tuple[Header, dict[str, str]]:
-    path = resolve(path)
+    folder, path = path, resolve(path)
+    if folder != path and not path.exists():
+        raise errors.InputError(
+            f"{folder} is a folder, and no run: it holds no {path.name}.",
+            f"name the artifact itself: ls {folder}",
+        )
     if not path.exists():
         raise errors.InputError(f"{path} does not exist.", f"ls {path.parent}")
     try:

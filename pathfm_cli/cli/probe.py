@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,10 @@ def probe(
         str | None, typer.Option("--folds", help="Cross-validate: a number, or a column's name.")
     ] = None,
     by: Annotated[
-        str, typer.Option("--by", help="With --folds N: what stays together: group, slide.")
+        str,
+        typer.Option(
+            "--by", help="What intervals resample together, and folds keep: group, slide."
+        ),
     ] = "group",
     lr_scales: Annotated[
         str | None, typer.Option("--lr-scales", help="Factors on the rate to show: 0.1,10.")
@@ -112,11 +116,17 @@ def probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
     result = checks.judge(result, source, config)
-    for note in result.notes:
-        output.note(f"pathfm probe: {note}")
+    _tell(result.notes, source.incomplete() if task else ())
     code = sink.emit(result.record, result.lines)
     checks.gate()
     return code
+
+
+def _tell(notes: Sequence[str], told: Sequence[str]) -> None:
+    """Print notes, but for those that the data set's own note told already, with the reason."""
+    for note in notes:
+        if note not in told:
+            output.note(f"pathfm probe: {note}")
 
 
 def _plan_task(task: str, data: Path | None, partial: bool, sink: output.Sink) -> int:
