@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,8 +91,10 @@ def probe(
     scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []
     sink = output.Sink(as_json, quiet)
-    if device != "auto":
-        _check_device(device)
+    if device != "auto":  # only torch, slow to import, knows which devices there are
+        from pathfm_cli.model import device as devices
+
+        devices.pick(device)
     if task:
         if dry_run:
             return _plan_task(task, data, partial, sink)
@@ -116,17 +117,12 @@ def probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
     result = checks.judge(result, source, config)
-    _tell(result.notes, source.incomplete() if task else ())
+    told = source.incomplete() if task else ()  # the data set's own note said it, and why
+    for note in (one for one in result.notes if one not in told):
+        output.note(f"pathfm probe: {note}")
     code = sink.emit(result.record, result.lines)
     checks.gate()
     return code
-
-
-def _tell(notes: Sequence[str], told: Sequence[str]) -> None:
-    """Print notes, but for those that the data set's own note told already, with the reason."""
-    for note in notes:
-        if note not in told:
-            output.note(f"pathfm probe: {note}")
 
 
 def _plan_task(task: str, data: Path | None, partial: bool, sink: output.Sink) -> int:
@@ -160,10 +156,3 @@ def _embed_task(
         done = cached.embeddings(opened, network, root, embed.Reading(), report)
     output.failures(done.failures, done.record["rows"], opened.what)
     return Path(done.record["path"])
-
-
-def _check_device(name: str) -> None:
-    """Only torch, slow to import, knows which devices there are."""
-    from pathfm_cli.model import device as devices
-
-    devices.pick(name)
