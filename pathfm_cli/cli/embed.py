@@ -72,6 +72,7 @@ def embed(
     pathfm embed --task pcam --data data/pcam --model kaiko-s16 -o e.parquet
     """
     from pathfm_cli.model import zoo
+    from pathfm_cli.pretrain import launch
     from pathfm_cli.tasks import request, source
     from pathfm_cli.wsi import cache as tile_cache
 
@@ -105,7 +106,7 @@ def embed(
     network = encoder.load(model, **how) if model and waits and not dry_run else None
     bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)
-    for sentence in data.notes:
+    for sentence in data.notes if launch.leads() else ():
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
     if dry_run:
@@ -116,7 +117,7 @@ def embed(
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
     with progress.track("embed", quiet=quiet) as report:
         done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)
-    if int(os.environ.get("RANK", 0)):
+    if not launch.leads():
         return 0
     if not done.fresh:
         output.note(f"pathfm: {out} is up to date")
