@@ -228,6 +228,8 @@ def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     _refuse_arch(arch, spec)
     if entry := zoo.find(spec):
         return _published(entry)
+    if not vit.is_known(spec) and (close := zoo.suggestion(spec)):
+        raise errors.UsageError(f"There is no model {spec!r}.", f"did you mean {close}?")
     module = hub.pretrained(spec)
     return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
 

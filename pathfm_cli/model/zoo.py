@@ -111,10 +111,10 @@ def check_rule(embedding: str | None) -> None:
 
 def table() -> list[str]:
     """One line an encoder."""
-    lines = [f"{'name':<18}{'dim':>5}  {'embedding':<10}{'weights':<14}licence"]
+    lines = [f"{'name':<18}{'dim':>5}  {'embedding':<10}{'weights':<17}licence"]
     for entry in entries().values():
         way = entry.source.partition(":")[0] + (" (log in)" if entry.gated else "")
-        lines.append(f"{entry.id:<18}{entry.dim:>5}  {entry.embedding:<10}{way:<14}{entry.licence}")
+        lines.append(f"{entry.id:<18}{entry.dim:>5}  {entry.embedding:<10}{way:<17}{entry.licence}")
     return [*lines, "any timm name and hf-hub:OWNER/NAME work too; more: pathfm models NAME"]
 
 
