@@ -110,15 +110,18 @@ def odcorr(
     rows = source.rows(split)
     header = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings(split))
     if out and (old := artifacts.finished(scores.place(out).table, header, overwrite=overwrite)):
-        return scores.Result(old, ("up to date",), _lines(old["metrics"]))
+        told = (*scores.notes(out), "up to date")
+        return scores.Result(old, told, _lines(old["metrics"]))
     start = time.perf_counter()
     found = measure(source.chunks(rows), len(rows), source.width, progress)
     numbers = dataclasses.asdict(found) | {"excluded_rows": source.failed}
     table = scores.table((name, split or "", None, value) for name, value in numbers.items())
     timed = numbers | {"seconds": time.perf_counter() - start}
     header = dataclasses.replace(header, metrics=timed)
-    record = scores.write(out, table, header, {}) if out else scores.unsaved(header)
-    return scores.Result(record, _notes(source, found), _lines(numbers))
+    notes = _notes(source, found)
+    document = {"notes": list(notes)}
+    record = scores.write(out, table, header, document) if out else scores.unsaved(header)
+    return scores.Result(record, notes, _lines(numbers))
 
 
 def settings(split: str | None) -> dict[str, Any]:

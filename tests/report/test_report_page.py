@@ -256,6 +256,21 @@ def test_a_leaderboard_has_one_table_a_data_set_and_protocol(tmp_path):
     assert re.findall(r"<td>(p\d)</td>", first) == ["p0", "p1"]
 
 
+def test_scores_that_were_made_otherwise_share_no_table():
+    def scores(**settings):
+        header = artifacts.Header(kind="scores", settings={"task": "probe", **settings})
+        return inputs.Scores("p", None, header, pl.DataFrame(), {}).terms
+
+    plain = {"protocol": {"name": "paper"}, "method": "linear", "select": "val", "test": "test"}
+    assert scores(**plain, shots=None, folds=None) == "paper"
+    assert (
+        scores(**{**plain, "shots": 5, "select": "last"}) == "paper, 5 images a class, select last"
+    )
+    assert scores(method="knn", folds=5, by="group") == "knn, 5 folds"
+    assert scores(method="logreg", folds="split", test="val") == "logreg, folds of split, test val"
+    assert scores(task="segment") == "segment"
+
+
 def test_spearman():
     assert several.spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     assert several.spearman([1, 2], [1, 2]) is None
