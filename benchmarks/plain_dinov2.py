@@ -14,11 +14,11 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from pathfm_cli.model import vit
-from pathfm_cli.pretrain import dino, layers, masks, networks, recipe, tokens
+from pathfm_cli.pretrain import dino, head, layers, masks, networks, recipe, tokens
 
 
 class Plain:
-    """The peer; one head for class and patch tokens."""
+    """The peer; patch tokens have a head of their own where the recipe has one."""
 
     def __init__(self, settings: recipe.Recipe, device: torch.device, precision: str) -> None:
         self.settings, self.device, self.precision = settings, device, precision
@@ -41,16 +41,15 @@ class Plain:
         for block in backbone.blocks if rate else ():
             block.drop_path1, block.drop_path2 = vit.DropPath(rate), vit.DropPath(rate)
         backbone.load_state_dict(ours.backbone.state_dict())
-        last = nn.Linear(self.settings.head.bottleneck, self.settings.head.prototypes, False)
-        last = parametrizations.weight_norm(last)
-        last.parametrizations.weight.original0.data.fill_(1)
-        last.parametrizations.weight.original1.data.copy_(ours.head.last_layer.weight_v)
-        network = nn.ModuleDict({"backbone": backbone, "mlp": ours.head.mlp, "last": last})
+        network = nn.ModuleDict({"backbone": backbone, "head": plain_head(ours.head)})
+        if ours.ibot_head is not None:
+            network["ibot_head"] = plain_head(ours.ibot_head)
         network.register_parameter("mask_token", nn.Parameter(ours.mask_token.detach().clone()))
         return network.to(self.device)
 
-    def _head(self, network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return network["last"](functional.normalize(network["mlp"](x), dim=-1)).float()
+    def _head(self, network: nn.Module, x: torch.Tensor, name: str = "head") -> torch.Tensor:
+        head = network[name if name in network else "head"]
+        return head["last"](functional.normalize(head["mlp"](x), dim=-1)).float()
 
     def _tokens(
         self, network: nn.Module, images: torch.Tensor, masked: torch.Tensor | None = None
@@ -72,7 +71,7 @@ class Plain:
             loss, total = self._losses(step, crops, temperature)
         self.optimiser.zero_grad()
         total.backward()
-        for part in (["backbone", "mask_token"], ["mlp", "last"]):
+        for part in (["backbone", "mask_token"], ["head"], ["ibot_head"]):
             own = [p for n, p in self.student.named_parameters() if n.partition(".")[0] in part]
             nn.utils.clip_grad_norm_(own, self.settings.optim.clip_norm)
         self.optimiser.step()
@@ -93,7 +92,8 @@ class Plain:
         with torch.no_grad():
             class_, patches = self._tokens(self.teacher, crops[0])
             targets = sinkhorn(self._head(self.teacher, class_), temperature)
-            patch_targets = sinkhorn(self._head(self.teacher, patches[masked]), temperature)
+            patch_logits = self._head(self.teacher, patches[masked], "ibot_head")
+            patch_targets = sinkhorn(patch_logits, temperature)
         global_class, global_patches = self._tokens(self.student, crops[0], masked)
         classes = [global_class] + [self._tokens(self.student, images)[0] for images in crops[1:]]
         cold = settings.loss.student_temperature
@@ -105,11 +105,20 @@ class Plain:
             if place != number
         ]
         loss = sum(terms) / len(terms)
-        logits = self._head(self.student, global_patches[masked]) / cold
+        logits = self._head(self.student, global_patches[masked], "ibot_head") / cold
         each = torch.sum(-patch_targets * functional.log_softmax(logits, dim=-1), dim=-1)
         patch_loss = (each * weight).sum() / len(masked)
         spread = sum(koleo(view) for view in global_class.float().chunk(2))
         return loss, loss + settings.loss.ibot * patch_loss + settings.loss.koleo * spread
+
+
+def plain_head(ours: head.DinoHead) -> nn.ModuleDict:
+    """The same weights with torch's own weight norm."""
+    last = nn.Linear(*reversed(ours.last_layer.weight_v.shape), bias=False)
+    last = parametrizations.weight_norm(last)
+    last.parametrizations.weight.original0.data.fill_(1)
+    last.parametrizations.weight.original1.data.copy_(ours.last_layer.weight_v)
+    return nn.ModuleDict({"mlp": ours.mlp, "last": last})
 
 
 def sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """A training step of DINO or DINOv2 here against the same step written out plainly.
 
-python benchmarks/pretrain_step.py [--method M] [--quick] [--json] [--device D] [--batch B]
+python benchmarks/pretrain_step.py [--recipe R] [--quick] [--json] [--device D] [--batch B]
 
 The peer is the recipe of Caron et al. 2021 as its paper and public description have it, in plain
 PyTorch: one timm ViT forward a resolution, timm's drop path, `weight_norm` on the last layer, one
@@ -11,7 +11,10 @@ processor time on the CPU (which other work on the machine disturbs less) and in
 `bf16_cpu_ratio` is our bf16 step over the peer's fp32 step: on a CPU that is the precision the
 public code offers. It was 0.523 at batch 4 and 0.483 at batch 8; the aim is 0.5. Peak memory is
 that of two fresh processes, one each. `stall` is the share of a short run from a real slide that
-waits for patches. DINOv2's peer is in `plain_dinov2.py`.
+waits for patches. DINOv2's peer is in `plain_dinov2.py`; `--method dinov2` is the paper's ablation.
+On CUDA `images_per_s` are patches of our bf16 step, `mfu` its floating-point operations, as torch
+counts them, over what an H200 does at best, and the peaks of memory are told apart. For the paper's
+largest model: `--recipe dinov2-vitl14 --device cuda --batch 32`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+from torch.utils import flop_counter
 
 from pathfm_cli.data import index, mask
 from pathfm_cli.model import vit
@@ -40,11 +44,9 @@ from pathfm_cli.pretrain import book, dino, folder, metrics, networks, place, re
 
 SLIDE = Path(vit.__file__).parents[1] / "demo_data" / "CMU-1-Small-Region.svs"
 SMALL = ("model.depth=6", "head.prototypes=8192", "head.hidden=1024", "crops.local_count=4")
-H100_FLOPS = 790e12
+H200_FLOPS = 790e12
 """bf16, as measured on an H200; `mfu` is relative to it."""
 RECIPES = {"dino": "dino-vits16", "dinov2": "ablation-dinov2-vits16"}
-GFLOP_PER_IMAGE = 114
-"""ViT-S/16 with 2 x 224 and 8 x 96 pixels: student forward and back, teacher forward."""
 
 
 class Plain:
@@ -149,7 +151,7 @@ def settings_of(options: argparse.Namespace, precision: str) -> recipe.Recipe:
         "optim.warmup_epochs=0",
         *(SMALL if options.quick else ()),
     ]
-    return recipe.load(RECIPES[options.method], changes)
+    return recipe.load(options.recipe, changes)
 
 
 def made_crops(settings: recipe.Recipe, device: torch.device) -> list[torch.Tensor]:
@@ -168,7 +170,7 @@ def side(name: str, options: argparse.Namespace) -> Callable[[int, list[torch.Te
     who, precision = name.split("-")
     settings, device = settings_of(options, precision), torch.device(options.device)
     if who == "plain":
-        peer = Plain if options.method == "dino" else plain_dinov2.Plain
+        peer = Plain if settings.method == "dino" else plain_dinov2.Plain
         return peer(settings, device, precision).step
     method = train.begin(settings, place.Place(0, 1, device))
     return lambda step, crops: method.step(step, crops, measure=step % 10 == 9)
@@ -213,8 +215,13 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
             result[f"{precision}_step_s"] = best[ours]
     result["plain_fp32_step_s"] = best["plain-fp32"]
     if kind == "cuda":
-        images = options.batch / best["ours-bf16"]
-        result |= {"images_per_s": images, "mfu": images * GFLOP_PER_IMAGE * 1e9 / H100_FLOPS}
+        with flop_counter.FlopCounterMode(display=False) as counter:
+            sides["ours-bf16"](1 + options.rounds, crops)
+        per_s = counter.get_total_flops() / best["ours-bf16"]
+        result |= {
+            "images_per_s": options.batch / best["ours-bf16"],
+            "mfu": per_s / H200_FLOPS,
+        }
     return result
 
 
@@ -230,8 +237,8 @@ def peak(name: str, options: argparse.Namespace) -> float:
     command += [
         "--device",
         options.device,
-        "--method",
-        options.method,
+        "--recipe",
+        options.recipe,
         *(["--quick"] if options.quick else []),
     ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -251,7 +258,7 @@ def own_peak(name: str, options: argparse.Namespace) -> float:
 def stall(options: argparse.Namespace) -> float:
     """Share of the time that a run from the bundled slide waits for patches, after its start."""
     settings = recipe.load(
-        RECIPES[options.method],
+        options.recipe,
         [
             *("model.init=scratch", "train.steps=4", "train.log_every=1", "train.probe_patches=0"),
             *("train.steps_per_epoch=4", "optim.warmup_epochs=0", "train.precision=auto"),
@@ -277,22 +284,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="half the depth and views")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--method", choices=RECIPES, default="dino")
+    parser.add_argument("--recipe", help="in the place of the method's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.recipe = options.recipe or RECIPES[options.method]
     options.batch = options.batch or (2 if options.quick else 4)
     options.rounds = options.rounds or (3 if options.quick else 8)
     if options.peak:
         print(own_peak(options.peak, options))
         return
     result = compare(options)
-    result["rss_ratio"] = peak("ours-fp32", options) / peak("plain-fp32", options)
+    peaks = {name: peak(name, options) for name in ("ours-fp32", "plain-fp32")}
+    result["rss_ratio"] = peaks["ours-fp32"] / peaks["plain-fp32"]
+    if options.device != "cpu":
+        peaks["ours-bf16"] = peak("ours-bf16", options)
+        result |= {f"{name}_peak_mb": value for name, value in peaks.items()}
     result["stall"] = stall(options)
     rounded = {key: round(value, 3) for key, value in result.items()}
     facts = {
-        "method": options.method,
+        "recipe": options.recipe,
         "device": options.device,
         "threads": torch.get_num_threads(),
         "batch": options.batch,
