@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def segment(
     out: options.Out,
     images: Annotated[
-        Path | None, typer.Option(help="Table (CSV, TSV, Parquet): image, label, split, maybe id.")
+        Path | None,
+        typer.Option(help="Table: image, label, split, maybe id; or folder SPLIT/images, /labels."),
     ] = None,
     task: options.Task = None,
     data: options.Data = None,
@@ -27,12 +29,29 @@ def segment(
         typer.Option(help="Run folder, checkpoint file, timm name, or random/TIMM_NAME."),
     ] = None,
     arch: Annotated[str | None, typer.Option(help="timm name of a checkpoint file.")] = None,
-    decoder: Annotated[str, typer.Option(help="linear: one layer on the patch tokens.")] = "linear",
+    decoder: Annotated[
+        str, typer.Option(help="linear, conv, or mask2former, which needs pathfm[segment].")
+    ] = "linear",
+    features: Annotated[
+        str, typer.Option(help="Patch tokens post-norm or pre-norm: after or before the last norm.")
+    ] = "post-norm",
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes, background first, or a file of them.")
+    ] = None,
     instances: Annotated[
         bool, typer.Option("--instances", help="Labels number objects; all are foreground.")
     ] = False,
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="Labels number objects: inside and boundary.")
+    ] = False,
     crops: Annotated[int, typer.Option(help="Random crops to train on.")] = 512,
-    epochs: Annotated[int, typer.Option(help="Passes over the crops.")] = 20,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the crops (20).")] = None,
+    lr: Annotated[float | None, typer.Option(help="First learning rate (1e-3).")] = None,
+    runs: Annotated[int, typer.Option(help="Decoders to train; the mean is the score.")] = 1,
+    keep_converged: Annotated[
+        bool,
+        typer.Option("--keep-converged", help="Train until that many have converged; all listed."),
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -45,22 +64,25 @@ def segment(
 
     \b
     pathfm segment --images index.csv --instances --model run/ -o segmentation/
-    pathfm segment --task consep --data data/consep --model kaiko-s16 -o segmentation/
+    pathfm segment --task consep --model kaiko-s16 --decoder mask2former --runs 3 \\
+      --keep-converged -o consep/
     """
-    from pathfm_cli.tasks import masks, segmentation
+    from pathfm_cli.tasks import segmentation
 
     config = segmentation.Config(
         decoder=decoder,
-        instances=instances,
+        features=features,
+        labels=_meaning(instances, boundaries, classes),
         crops=crops,
+        runs=runs,
+        keep_converged=keep_converged,
         seed=seed,
-        training=segmentation.Training(epochs=epochs),
+        training=segmentation.training(decoder, epochs=epochs, lr=lr),
     )
     segmentation.check_free(out, overwrite=overwrite)
-    if images is None or task or data or partial:
-        items = _items(images, task, data, partial)
-    else:
-        items = masks.read_table(images)
+    items, named = _items(images, task, data, partial)
+    names = _names(classes) or (named if config.labels == "classes" else ())
+    config = dataclasses.replace(config, classes=names)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
     sink = output.Sink(json, quiet)
@@ -86,19 +108,42 @@ def segment(
     return sink.emit(result.record, result.lines)
 
 
+def _meaning(instances: bool, boundaries: bool, classes: str | None) -> str:
+    """What the numbers of label maps say, a name in `labelmaps.MEANINGS`."""
+    given = {"--instances": instances, "--boundaries": boundaries, "--classes": classes}
+    named = [flag for flag, value in given.items() if value]
+    if len(named) > 1:
+        raise errors.UsageError(f"{named[0]} and {named[1]} exclude each other.", named[0])
+    return "boundaries" if boundaries else "objects" if instances else "classes"
+
+
+def _names(classes: str | None) -> tuple[str, ...]:
+    from pathfm_cli.tasks import masks
+
+    if classes is None:
+        return ()
+    if Path(classes).is_file():
+        return masks.read_classes(Path(classes))
+    return masks.check_classes([name.strip() for name in classes.split(",")])
+
+
 def _items(
     images: Path | None, task: str | None, data: Path | None, partial: bool
-) -> list[masks.Item]:
-    """Images and label maps of a data set.
+) -> tuple[list[masks.Item], tuple[str, ...]]:
+    """Images and label maps of a table, a folder or a data set, and the classes it names.
 
     Raises:
         errors.UsageError: neither or both of table and data set, or one that is not segmented.
     """
+    from pathfm_cli.tasks import masks
     from pathfm_cli.tasks.datasets import catalogue, consep
 
+    if images and not (task or data or partial):
+        return masks.read_folder(images) if images.is_dir() else (masks.read_table(images), ())
     if task is None or images is not None:
         raise errors.UsageError("segment needs --images or --task, one of them.", "--task consep")
     dataset = catalogue.find(task)
     if not isinstance(dataset, consep.Consep):
         raise errors.UsageError(f"{task} has no label maps.", "--task consep, or probe --task")
-    return dataset.items(catalogue.locate(task, data), partial=partial)
+    items = dataset.items(catalogue.locate(task, data), partial=partial)
+    return items, dataset.facts.classes

@@ -79,7 +79,13 @@ def test_dry_run(folder):
     ("arguments", "code", "message"),
     [
         (("--images", "index.csv", *MODEL, "--decoder", "mask"), 2, "no decoder 'mask'"),
+        (("--images", "index.csv", *MODEL, "--features", "norm"), 2, "no features 'norm'"),
         (("--images", "index.csv", *MODEL, "--crops", "0"), 2, "--crops 0"),
+        (("--images", "index.csv", *MODEL, "--runs", "0"), 2, "--runs 0"),
+        (("--images", "index.csv", *MODEL, "--lr", "0"), 2, "--lr 0"),
+        (("--images", "index.csv", *MODEL, "--instances", "--boundaries"), 2, "exclude each other"),
+        (("--images", "index.csv", *MODEL, "--classes", "one"), 2, "no list of 2 to 64 classes"),
+        (("--images", "taken", *MODEL), 3, "has no folder train/images"),
         (("--images", "index.csv", *MODEL), 2, "holds the label 300"),
         (("--images", "index.csv"), 2, "needs a model"),
         (("--images", "unlabelled.csv", *MODEL), 2, "no column label"),

@@ -1,0 +1,45 @@
+"""Pictures of a segmentation: label maps as PNG; image, labels and prediction side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as pillow
+
+from pathfm_cli import disk
+from pathfm_cli.tasks import masks
+
+COLOURS = np.array(
+    [(0, 0, 0), (240, 228, 66), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167)],
+    dtype=np.float32,
+)
+"""Okabe and Ito's palette, readable without red-green vision; classes beyond it take turns."""
+GAP_PX = 4
+
+
+def write_map(path: Path, predicted: masks.Pixels) -> None:
+    """Write a label map as an 8-bit PNG whose grey values are the classes."""
+    with disk.atomic(path) as temporary:
+        pillow.fromarray(predicted).save(temporary, format="png")
+
+
+def write_overlay(path: Path, item: masks.Labelled, predicted: masks.Pixels) -> None:
+    """Write image, labels and prediction side by side (as Figure 3 of the paper)."""
+    gap = np.full((item.image.shape[0], GAP_PX, 3), 255, dtype=np.uint8)
+    panels = (item.image, gap, _tinted(item.image, item.label), gap, _tinted(item.image, predicted))
+    with disk.atomic(path) as temporary:
+        pillow.fromarray(np.concatenate(panels, axis=1)).save(temporary, format="png")
+
+
+def colour_of(number: int) -> list[int]:
+    """Red, green and blue of a class, 0..255."""
+    place = 0 if number == 0 else (number - 1) % (len(COLOURS) - 1) + 1
+    return [int(value) for value in COLOURS[place]]
+
+
+def _tinted(image: masks.Pixels, label: masks.Pixels) -> masks.Pixels:
+    """Lay the colours of the classes over an image; background stays."""
+    picked = np.where(label == 0, 0, (label.astype(np.intp) - 1) % (len(COLOURS) - 1) + 1)
+    mixed = 0.5 * image + 0.5 * COLOURS[picked]
+    return np.where((label == 0)[..., None], image, mixed.astype(np.uint8))
