@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pathfm_cli import errors
-from pathfm_cli.cli import encoder, options, output, progress
+from pathfm_cli.cli import encoder, options, output, progress, regions
 
 if TYPE_CHECKING:
     from pathfm_cli.tasks import masks
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 def segment(
     out: options.Out,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="With --apply: patches or tissue.")
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Table: image, label, split, maybe id; or folder SPLIT/images, /labels."),
@@ -45,13 +49,27 @@ def segment(
         bool, typer.Option("--boundaries", help="Labels number objects: inside and boundary.")
     ] = False,
     crops: Annotated[int, typer.Option(help="Random crops to train on.")] = 512,
+    size: Annotated[int, typer.Option(min=1, help="Side of crops and windows, px.")] = 224,
+    stride: Annotated[int, typer.Option(min=1, help="Distance of test windows, px.")] = 194,
     epochs: Annotated[int | None, typer.Option(help="Passes over the crops (20).")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Crops a step (16).")] = None,
     lr: Annotated[float | None, typer.Option(help="First learning rate (1e-3).")] = None,
     runs: Annotated[int, typer.Option(help="Decoders to train; the mean is the score.")] = 1,
     keep_converged: Annotated[
         bool,
         typer.Option("--keep-converged", help="Train until that many have converged; all listed."),
     ] = False,
+    trained: Annotated[
+        Path | None,
+        typer.Option("--apply", help="Use the decoder of this result folder on slides instead."),
+    ] = None,
+    mpp: Annotated[
+        str | None, typer.Option(help="With --apply to tissue: um/px of the training images.")
+    ] = None,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="With --apply: folder for polygons that QuPath opens."),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -66,18 +84,36 @@ def segment(
     pathfm segment --images index.csv --instances --model run/ -o segmentation/
     pathfm segment --task consep --model kaiko-s16 --decoder mask2former --runs 3 \\
       --keep-converged -o consep/
+    pathfm segment tissue.parquet --apply segmentation/ --model run/ --mpp 0.5 \\
+      -o nuclei.parquet --geojson qupath/
     """
     from pathfm_cli.tasks import segmentation
 
+    sink = output.Sink(json, quiet)
+    how = {"arch": arch, "seed": seed, "device": device, "precision": precision}
+    if trained:
+        _refuse({"--images": images, "--task": task, "--instances": instances})
+        return regions.apply(
+            *(trained, inputs or [], model, mpp, geojson, out, how, sink),
+            overwrite=overwrite,
+            quiet=quiet,
+            dry_run=dry_run,
+        )
+    if given := [name for name, v in {"--mpp": mpp, "--geojson": geojson}.items() if v] + (
+        inputs or []
+    ):
+        raise errors.UsageError(f"{given[0]} goes with --apply.", "--apply RESULT_FOLDER")
     config = segmentation.Config(
         decoder=decoder,
         features=features,
         labels=_meaning(instances, boundaries, classes),
         crops=crops,
+        size_px=size,
+        stride_px=stride,
         runs=runs,
         keep_converged=keep_converged,
         seed=seed,
-        training=segmentation.training(decoder, epochs=epochs, lr=lr),
+        training=segmentation.training(decoder, epochs=epochs, batch_size=batch_size, lr=lr),
     )
     segmentation.check_free(out, overwrite=overwrite)
     items, named = _items(images, task, data, partial)
@@ -85,17 +121,9 @@ def segment(
     config = dataclasses.replace(config, classes=names)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
-    sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(segmentation.plan(items, spec, out, config))
-    network = encoder.load(
-        spec,
-        arch=arch,
-        seed=seed,
-        device=device,
-        precision=precision,
-        image_size_px=config.size_px,
-    )
+    network = encoder.load(spec, image_size_px=config.size_px, **how)
     from pathfm_cli.tasks import segment as library
 
     with progress.track("segment", quiet=quiet) as report:
@@ -106,6 +134,12 @@ def segment(
         output.note(f"pathfm segment: {note}")
     output.failures(failed, len(items), "images")
     return sink.emit(result.record, result.lines)
+
+
+def _refuse(given: Mapping[str, object]) -> None:
+    """Raise if an option of training stands beside `--apply`."""
+    if named := [flag for flag, value in given.items() if value]:
+        raise errors.UsageError(f"{named[0]} does not go with --apply.", f"leave out {named[0]}")
 
 
 def _meaning(instances: bool, boundaries: bool, classes: str | None) -> str:

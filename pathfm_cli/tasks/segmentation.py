@@ -104,6 +104,11 @@ class Config:
                 )
         if self.crops < 1:
             raise errors.UsageError(f"--crops {self.crops} trains nothing.", "--crops 512")
+        if not 0 < self.stride_px <= self.size_px:
+            raise errors.UsageError(
+                f"Windows of {self.size_px} px at a distance of {self.stride_px} px leave gaps.",
+                f"--stride {self.size_px}",
+            )
         if self.runs < 1:
             raise errors.UsageError(f"--runs {self.runs} trains nothing.", "--runs 3")
 

@@ -82,6 +82,7 @@ def test_dry_run(folder):
         (("--images", "index.csv", *MODEL, "--features", "norm"), 2, "no features 'norm'"),
         (("--images", "index.csv", *MODEL, "--crops", "0"), 2, "--crops 0"),
         (("--images", "index.csv", *MODEL, "--runs", "0"), 2, "--runs 0"),
+        (("--images", "index.csv", *MODEL, "--size", "112"), 2, "194 px leave gaps"),
         (("--images", "index.csv", *MODEL, "--lr", "0"), 2, "--lr 0"),
         (("--images", "index.csv", *MODEL, "--instances", "--boundaries"), 2, "exclude each other"),
         (("--images", "index.csv", *MODEL, "--classes", "one"), 2, "no list of 2 to 64 classes"),
