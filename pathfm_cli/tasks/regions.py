@@ -160,7 +160,7 @@ def find(
         for number in np.unique(middle[middle > 0]):
             traced = polygons.trace(middle == number)
             kept[number] += list(_placed(traced, corner + margin * scale, scale))
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (slide, name, shapely.to_wkb(part), part.area * mpp0[slide] ** 2, None)
         for slide, of_class in found.items()
         for name, parts in zip(trained.classes, of_class, strict=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,34 @@ def test_dry_run(folder):
     assert not (folder / "new").exists()
 
 
+def test_runs_of_mask2former_are_listed(folder):
+    pytest.importorskip("transformers", reason="pathfm[segment] is not installed")
+    flags = ("--decoder", "mask2former", "--runs", "2", "--size", "112", "--stride", "112")
+    done = pathfm(
+        *("segment", "--images", "index.csv", "--instances", "--crops", "8", "--epochs", "1"),
+        *(*MODEL, *flags, "--features", "pre-norm", "--json", "-o", "queries"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["attempts"] == 2
+    document = json.loads((folder / "queries" / "scores.json").read_text())
+    assert [one["seed"] for one in document["attempts"]] == [0, 1]
+    assert document["settings"]["features"] == "pre-norm"
+
+
+def test_a_folder_with_named_classes(folder):
+    for split in ("train", "test"):
+        for part, suffix in (("images", ""), ("labels", "-label")):
+            place = folder / "tree" / split / part
+            place.mkdir(parents=True)
+            shutil.copy(folder / f"0{suffix}.png", place / "a.png")
+    arguments = ("segment", "--images", "tree", *MODEL, "-o", "new", "-n")
+    plan = json.loads(pathfm(*arguments, "--classes", "none, gland", cwd=folder).stdout)
+    assert plan["images"] == {"train": 1, "test": 1} and plan["classes"] == ["none", "gland"]
+    (folder / "tree" / "classes.txt").write_text("background\ntumour\n")
+    assert json.loads(pathfm(*arguments, cwd=folder).stdout)["classes"] == ["background", "tumour"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -87,6 +116,10 @@ def test_dry_run(folder):
         (("--images", "index.csv", *MODEL, "--instances", "--boundaries"), 2, "exclude each other"),
         (("--images", "index.csv", *MODEL, "--classes", "one"), 2, "no list of 2 to 64 classes"),
         (("--images", "taken", *MODEL), 3, "has no folder train/images"),
+        (("--images", "index.csv", *MODEL, "--mpp", "0.5"), 2, "--mpp goes with --apply"),
+        (("t.parquet", "--images", "index.csv", *MODEL), 2, "t.parquet goes with --apply"),
+        (("--images", "index.csv", *MODEL, "--apply", "x"), 2, "--images does not go with --apply"),
+        (("t.parquet", *MODEL, "--apply", "absent"), 3, "does not exist"),
         (("--images", "index.csv", *MODEL), 2, "holds the label 300"),
         (("--images", "index.csv"), 2, "needs a model"),
         (("--images", "unlabelled.csv", *MODEL), 2, "no column label"),

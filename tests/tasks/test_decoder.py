@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def test_steps_and_progress():
     module = decoder.build("linear", 3, 2, seed=0)
     decoder.fit(module, crops(grid, labels), training, 0, seen.append)
     assert seen == [1] * 9
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.models.mask2former", None)
+    monkeypatch.delitem(sys.modules, "pathfm_cli.tasks.mask2former", raising=False)
+    with pytest.raises(errors.MissingExtra, match="needs the package transformers") as caught:
+        decoder.build("mask2former", 6, 2, seed=0)
+    assert caught.value.hint == "pip install 'pathfm[segment]'"
 
 
 def test_unknown_names_and_no_epochs():
