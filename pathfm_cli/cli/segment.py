@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pathfm_cli import errors
 from pathfm_cli.cli import encoder, options, output, progress, regions
-
-if TYPE_CHECKING:
-    from pathfm_cli.tasks import masks
 
 
 def segment(
@@ -82,31 +79,28 @@ def segment(
 
     \b
     pathfm segment --images index.csv --instances --model run/ -o segmentation/
-    pathfm segment --task consep --model kaiko-s16 --decoder mask2former --runs 3 \\
+    pathfm segment --task consep --model kaiko-s16 --decoder mask2former --runs 3 \
       --keep-converged -o consep/
-    pathfm segment tissue.parquet --apply segmentation/ --model run/ --mpp 0.5 \\
+    pathfm segment tissue.parquet --apply segmentation/ --model run/ --mpp 0.5 \
       -o nuclei.parquet --geojson qupath/
     """
-    from pathfm_cli.tasks import segmentation
+    from pathfm_cli.tasks import segmentation, wanted
 
     sink = output.Sink(json, quiet)
     how = {"arch": arch, "seed": seed, "device": device, "precision": precision}
     if trained:
-        _refuse({"--images": images, "--task": task, "--instances": instances})
+        _refuse({"--images": images, "--task": task, "--instances": instances}, "does not go")
         return regions.apply(
             *(trained, inputs or [], model, mpp, geojson, out, how, sink),
             overwrite=overwrite,
             quiet=quiet,
             dry_run=dry_run,
         )
-    if given := [name for name, v in {"--mpp": mpp, "--geojson": geojson}.items() if v] + (
-        inputs or []
-    ):
-        raise errors.UsageError(f"{given[0]} goes with --apply.", "--apply RESULT_FOLDER")
+    _refuse({"--mpp": mpp, "--geojson": geojson, **dict.fromkeys(inputs or [], True)}, "goes")
     config = segmentation.Config(
         decoder=decoder,
         features=features,
-        labels=_meaning(instances, boundaries, classes),
+        labels=wanted.meaning(instances, boundaries, classes),
         crops=crops,
         size_px=size,
         stride_px=stride,
@@ -116,8 +110,8 @@ def segment(
         training=segmentation.training(decoder, epochs=epochs, batch_size=batch_size, lr=lr),
     )
     segmentation.check_free(out, overwrite=overwrite)
-    items, named = _items(images, task, data, partial)
-    names = _names(classes) or (named if config.labels == "classes" else ())
+    items, named = wanted.items(images, task, data, partial)
+    names = wanted.classes(classes) or (named if config.labels == "classes" else ())
     config = dataclasses.replace(config, classes=names)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
@@ -136,48 +130,9 @@ def segment(
     return sink.emit(result.record, result.lines)
 
 
-def _refuse(given: Mapping[str, object]) -> None:
-    """Raise if an option of training stands beside `--apply`."""
+def _refuse(given: Mapping[str, object], rule: str) -> None:
+    """Raise if anything was given that goes, or does not go, with `--apply`."""
     if named := [flag for flag, value in given.items() if value]:
-        raise errors.UsageError(f"{named[0]} does not go with --apply.", f"leave out {named[0]}")
-
-
-def _meaning(instances: bool, boundaries: bool, classes: str | None) -> str:
-    """What the numbers of label maps say, a name in `labelmaps.MEANINGS`."""
-    given = {"--instances": instances, "--boundaries": boundaries, "--classes": classes}
-    named = [flag for flag, value in given.items() if value]
-    if len(named) > 1:
-        raise errors.UsageError(f"{named[0]} and {named[1]} exclude each other.", named[0])
-    return "boundaries" if boundaries else "objects" if instances else "classes"
-
-
-def _names(classes: str | None) -> tuple[str, ...]:
-    from pathfm_cli.tasks import masks
-
-    if classes is None:
-        return ()
-    if Path(classes).is_file():
-        return masks.read_classes(Path(classes))
-    return masks.check_classes([name.strip() for name in classes.split(",")])
-
-
-def _items(
-    images: Path | None, task: str | None, data: Path | None, partial: bool
-) -> tuple[list[masks.Item], tuple[str, ...]]:
-    """Images and label maps of a table, a folder or a data set, and the classes it names.
-
-    Raises:
-        errors.UsageError: neither or both of table and data set, or one that is not segmented.
-    """
-    from pathfm_cli.tasks import masks
-    from pathfm_cli.tasks.datasets import catalogue, consep
-
-    if images and not (task or data or partial):
-        return masks.read_folder(images) if images.is_dir() else (masks.read_table(images), ())
-    if task is None or images is not None:
-        raise errors.UsageError("segment needs --images or --task, one of them.", "--task consep")
-    dataset = catalogue.find(task)
-    if not isinstance(dataset, consep.Consep):
-        raise errors.UsageError(f"{task} has no label maps.", "--task consep, or probe --task")
-    items = dataset.items(catalogue.locate(task, data), partial=partial)
-    return items, dataset.facts.classes
+        raise errors.UsageError(
+            f"{named[0]} {rule} with --apply.", "--apply RESULT_FOLDER, or leave it out"
+        )
