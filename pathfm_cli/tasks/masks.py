@@ -265,4 +265,6 @@ def _version(path: Path) -> tuple[Any, ...]:
         status = os.stat(path)
     except OSError:
         return ()
+    if path.is_dir():
+        return tuple((file.name, _version(file)) for file in sorted(path.iterdir()))
     return status.st_size, status.st_mtime_ns

@@ -149,6 +149,15 @@ def test_the_digest_follows_files_and_rows(tmp_path):
     assert before != masks.digest([one])
 
 
+def test_the_digest_follows_the_masks_in_a_folder(tmp_path):
+    (tmp_path / "masks").mkdir()
+    one = masks.Item("a", tmp_path / "a.png", tmp_path / "masks", "train")
+    (tmp_path / "masks" / "0.png").write_bytes(b"0")
+    before = masks.digest([one])
+    (tmp_path / "masks" / "0.png").write_bytes(b"00")
+    assert masks.digest([one]) != before
+
+
 def tree(folder):
     for split in ("train", "test"):
         for part in ("images", "labels"):
