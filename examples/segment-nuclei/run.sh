@@ -28,4 +28,4 @@ for number in "${!models[@]}"; do
   pathfm segment "${common[@]}" --decoder mask2former --epochs 6 --batch-size 4 \
     -o "$out/${names[number]}-mask2former"
 done
-python "$here/table.py" "$out"
+python "$here/table.py" "$data" "$out"

@@ -1,6 +1,6 @@
-"""Gather the scores of run.sh: results.json, results.md, and one picture of all encoders.
+"""Gather the scores of run.sh: results.json, results.md, and a picture for each decoder.
 
-python table.py OUT
+python table.py DATA OUT
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pathfm_cli import artifacts
+from pathfm_cli.tasks import masks, overlays
 
 NAMES = ("random-s16", "random-s8", "trained")
 DECODERS = ("linear", "mask2former")
@@ -22,7 +23,7 @@ SHOWN = 3
 """Images of the picture: the first test images by name."""
 
 
-def main(out: Path) -> None:
+def main(data: Path, out: Path) -> None:
     """Read every result folder that is there."""
     found = {}
     for name in NAMES:
@@ -34,7 +35,7 @@ def main(out: Path) -> None:
     (out / "results.md").write_text(_table(found))
     print(_table(found))
     for decoder in DECODERS:
-        _picture(out, decoder)
+        _picture(data / "patches" / "dsb2018" / "index.csv", out, decoder)
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -74,23 +75,20 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _picture(out: Path, decoder: str) -> None:
-    """Rows: images; columns: image, labels, then the prediction of each encoder."""
-    folders = [out / f"{name}-{decoder}" / "overlays" for name in NAMES]
+def _picture(index: Path, out: Path, decoder: str) -> None:
+    """Rows: images; columns: image, labels, then the prediction with each encoder."""
+    folders = [out / f"{name}-{decoder}" / "predictions" for name in NAMES]
     folders = [folder for folder in folders if folder.is_dir()]
-    if not folders:
-        return
-    rows = []
-    for file in sorted(folders[0].iterdir())[:SHOWN]:
-        panels = [np.asarray(Image.open(folder / file.name)) for folder in folders]
-        width = panels[0].shape[1]
-        # An overlay is image, labels and prediction with two gaps of 4 px.
-        side = (width - 8) // 3
-        start = 2 * (side + 4)
-        rows.append(np.concatenate([panels[0], *(p[:, start - 4 :] for p in panels[1:])], axis=1))
-    picture = np.concatenate(rows, axis=0)
-    Image.fromarray(picture).save(out / f"{decoder}.jpg", quality=88)
+    shown = [item for item in masks.read_table(index) if item.split == "test"][:SHOWN]
+    rows = [
+        overlays.panels(
+            masks.read(item, "objects"),
+            [np.asarray(Image.open(folder / item.file_name)) for folder in folders],
+        )
+        for item in shown
+    ]
+    Image.fromarray(np.concatenate(rows)).save(out / f"{decoder}.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

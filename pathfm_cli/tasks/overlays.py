@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from pathfm_cli import disk
 from pathfm_cli.tasks import masks
 
 COLOURS = np.array(
-    [(0, 0, 0), (240, 228, 66), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167)],
+    [(0, 0, 0), (0, 158, 115), (213, 94, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167)],
     dtype=np.float32,
 )
-"""Okabe and Ito's palette, readable without red-green vision; classes beyond it take turns."""
+"""Okabe and Ito's palette, readable without red-green vision, what is unlike haematoxylin and eosin
+first; classes beyond it take turns."""
 GAP_PX = 4
 
 
@@ -26,10 +28,21 @@ def write_map(path: Path, predicted: masks.Pixels) -> None:
 
 def write_overlay(path: Path, item: masks.Labelled, predicted: masks.Pixels) -> None:
     """Write image, labels and prediction side by side (as Figure 3 of the paper)."""
-    gap = np.full((item.image.shape[0], GAP_PX, 3), 255, dtype=np.uint8)
-    panels = (item.image, gap, _tinted(item.image, item.label), gap, _tinted(item.image, predicted))
     with disk.atomic(path) as temporary:
-        pillow.fromarray(np.concatenate(panels, axis=1)).save(temporary, format="png")
+        pillow.fromarray(panels(item, [predicted])).save(temporary, format="png")
+
+
+def panels(item: masks.Labelled, predicted: Sequence[masks.Pixels]) -> masks.Pixels:
+    """Image, labels and predictions (H, W) of any number side by side, `GAP_PX` of white between.
+
+    Returns:
+        (H, panels x W + gaps, 3) uint8.
+    """
+    gap = np.full((item.image.shape[0], GAP_PX, 3), 255, dtype=np.uint8)
+    parts = [item.image]
+    for label in (item.label, *predicted):
+        parts += [gap, _tinted(item.image, label)]
+    return np.concatenate(parts, axis=1)
 
 
 def colour_of(number: int) -> list[int]:

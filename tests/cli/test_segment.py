@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 from processes import pathfm
 
-NUCLEI = Path(__file__).parents[2].parent / "shared" / "data" / "patches" / "dsb2018"
 MODEL = ("--model", "random/vit_tiny_patch16_224")
 
 
@@ -137,20 +135,3 @@ def test_wrong_input(folder, arguments, code, message):
     assert lines[0].startswith("pathfm: ") and message in lines[0]
     assert lines[1].startswith("hint: ") and len(lines) == 2
     assert not list(folder.glob("wrong*"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not NUCLEI.exists(), reason="needs the nuclei images of ../shared/data")
-def test_nuclei_are_found_by_a_random_encoder(tmp_path):
-    done = pathfm(
-        *("segment", "--images", str(NUCLEI / "index.csv"), "--instances"),
-        *("--model", "random/vit_small_patch16_224", "-o", "out"),
-        cwd=tmp_path,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["metrics"]
-    assert (found["n_train"], found["n_test"]) == (36, 19)
-    # Calling everything foreground scores 2 s / (1 + s) with s the share of foreground.
-    share = found["foreground_share"]
-    assert found["dice_micro_foreground"] > 2 * share / (1 + share) + 0.1

@@ -27,5 +27,5 @@ def test_maps_and_overlays_read_back(tmp_path):
 
 
 def test_colours_take_turns():
-    assert overlays.colour_of(1) == [240, 228, 66] == overlays.colour_of(6)
+    assert overlays.colour_of(1) == [0, 158, 115] == overlays.colour_of(6)
     assert overlays.colour_of(0) == [0, 0, 0]
