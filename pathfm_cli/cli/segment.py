@@ -89,7 +89,18 @@ def segment(
     sink = output.Sink(json, quiet)
     how = {"arch": arch, "seed": seed, "device": device, "precision": precision}
     if trained:
-        _refuse({"--images": images, "--task": task, "--instances": instances}, "does not go")
+        named: dict[str, object] = {
+            "--images": images,
+            "--task": task,
+            "--data": data,
+            "--partial": partial,
+        }
+        named |= {"--instances": instances, "--boundaries": boundaries, "--classes": classes}
+        named |= {"--decoder": decoder != "linear", "--features": features != "post-norm"}
+        named |= {"--crops": crops != 512, "--size": size != 224, "--stride": stride != 194}
+        named |= {"--epochs": epochs, "--batch-size": batch_size, "--lr": lr}
+        named |= {"--runs": runs != 1, "--keep-converged": keep_converged}
+        _refuse(named, "does not go")
         return regions.apply(
             *(trained, inputs or [], model, mpp, geojson, out, how, sink),
             overwrite=overwrite,
@@ -110,8 +121,8 @@ def segment(
         training=segmentation.training(decoder, epochs=epochs, batch_size=batch_size, lr=lr),
     )
     segmentation.check_free(out, overwrite=overwrite)
-    items, named = wanted.items(images, task, data, partial)
-    names = wanted.classes(classes) or (named if config.labels == "classes" else ())
+    items, listed = wanted.items(images, task, data, partial)
+    names = wanted.classes(classes) or (listed if config.labels == "classes" else ())
     config = dataclasses.replace(config, classes=names)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)

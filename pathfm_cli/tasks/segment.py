@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, disk, errors
@@ -82,30 +83,22 @@ def segment(
     classes = _classes(splits, config)
     advance = _counter(config, len(splits["test"]), progress)
     rows: list[dice.Row] = []
-    clock = _Clock()
+    clock = _Clock(encoder.device)
     usable = _usable(splits["train"], config, rows)
     crops = tokens.gather(usable, config.crops, encoder, config.features, advance)
     clock.done("encode", len(crops))
     found = list(convergence.attempts(crops, len(classes), config, advance))
     clock.done("train", len(crops) * sum(len(one.losses) for one in found))
     kept = _kept(found, config)
-    n_train = len(splits["train"]) - len(rows)
+    numbers: dict[str, float] = {"n_train": len(splits["train"]) - len(rows)}
     with _staged(out, header.id) as stage:
         judge = functools.partial(_score, encoder, found, kept[0], config, len(classes), stage)
-        tables = dice.Tables({}, {})
-        for item in splits["test"]:
-            try:
-                tables.stitched[item.id], tables.windows[item.id] = judge(item)
-            except errors.SlideError as error:
-                rows.append(dice.failure(item, str(error)))
-            advance(1)
+        tables = _test(splits["test"], judge, rows, advance)
         clock.done("window", sum(map(len, tables.windows.values())))
-        rows += dice.rows(tables, classes, kept, config.seed)
-        rows += _training_rows(found)
-        numbers = dice.numbers(rows) | clock.numbers()
-        numbers |= {"n_train": n_train, "n_test": len(tables.stitched), "classes": len(classes)}
-        numbers |= {"runs": len(kept), "attempts": len(found)}
-        numbers["converged"] = sum(one.converged for one in found)
+        rows += dice.rows(tables, classes, kept, config.seed) + _training_rows(found)
+        numbers |= {"n_test": len(tables.stitched), "classes": len(classes), "runs": len(kept)}
+        numbers |= {"attempts": len(found), "converged": sum(one.converged for one in found)}
+        numbers |= dice.numbers(rows) | clock.numbers()
         _save_decoders(stage / segmentation.FILES["decoder"], found, kept)
         header = dataclasses.replace(header, metrics=numbers, files=segmentation.FILES)
         notes = _notes(found, kept, config, crops)
@@ -115,15 +108,35 @@ def segment(
     return scores.Result(record, notes, dice.lines(numbers) + clock.lines()), _failures(table)
 
 
-class _Clock:
-    """Seconds and amounts of the parts of the work."""
+def _test(
+    items: Sequence[masks.Item],
+    judge: Callable[[masks.Item], tuple[metrics.Counts, metrics.Counts]],
+    rows: list[dice.Row],
+    advance: Callable[[int], None],
+) -> dice.Tables:
+    """Count the pixels of every test image; an image that fails becomes a row."""
+    tables = dice.Tables({}, {})
+    for item in items:
+        try:
+            tables.stitched[item.id], tables.windows[item.id] = judge(item)
+        except errors.SlideError as error:
+            rows.append(dice.failure(item, str(error)))
+        advance(1)
+    return tables
 
-    def __init__(self) -> None:
+
+class _Clock:
+    """Seconds and amounts of the parts of the work on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.begun = self.last = time.perf_counter()
         self.speeds: dict[str, float] = {}
 
     def done(self, part: str, count: int) -> None:
         """Say that a part is over, in which `count` crops or windows were worked off."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.speeds[f"{part}_per_s"] = count / max(now - self.last, 1e-9)
         self.last = now

@@ -62,6 +62,7 @@ def test_polygons_and_files_for_qupath(folder: Path) -> None:
         (("tissue.parquet", *MODEL), 2, "is tissue; a grid over it needs --mpp"),
         (("tissue.parquet", "--mpp", "4"), 2, "needs a model"),
         (("tissue.parquet", *MODEL, "--mpp", "4", "--seed", "1"), 2, "another encoder"),
+        (("tissue.parquet", *MODEL, "--size", "64"), 2, "--size does not go with --apply"),
         (("slides.parquet", *MODEL, "--mpp", "4"), 3, "is of kind slides"),
         (("tissue.parquet", *MODEL, "--mpp", "4", "-o", "trained"), 2, "trained is a folder"),
     ],
