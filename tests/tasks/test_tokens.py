@@ -109,6 +109,11 @@ def test_windows_are_stitched_in_place(encoder):
     assert list(tokens.corners(64, 160, 64, 48)) == [(0, 0), (0, 48), (0, 96)]
 
 
+def test_the_paper_has_25_windows_an_image():
+    found = list(tokens.corners(1000, 1000, 224, 194))
+    assert len(found) == 25 and found[0] == (0, 0) and found[-1] == (776, 776)
+
+
 def test_a_small_image_is_padded_and_cut_back(encoder):
     found = predict(np.zeros((30, 50, 3), np.uint8), encoder, Brightness(64))[0]
     assert found.whole.shape == (30, 50) and (found.whole == 0).all()
