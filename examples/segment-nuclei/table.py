@@ -87,7 +87,7 @@ def _picture(index: Path, out: Path, decoder: str) -> None:
         )
         for item in shown
     ]
-    Image.fromarray(np.concatenate(rows)).save(out / f"{decoder}.png")
+    Image.fromarray(np.concatenate(rows)).save(out / f"{decoder}.jpg", quality=85)
 
 
 if __name__ == "__main__":
