@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Do smaller patches segment nuclei better? Frozen encoders under two decoders, three runs each, on
-# 36 training and 19 test images of 320 x 256 px. Some ten minutes of one core.
+# 36 training and 19 test images of 320 x 256 px. README.md says how long it takes.
 #
 #   examples/segment-nuclei/run.sh DATA OUT [RUN]
 #   examples/segment-nuclei/run.sh ../shared/data out/ learning-proof/seed-0
