@@ -105,7 +105,8 @@ def segment(
         document = _document(classes, found, kept, tables, notes)
         scores.write(stage, dice.table(rows), header, document)
     record = artifacts.read_header(table).record(table)
-    return scores.Result(record, notes, dice.lines(numbers) + clock.lines()), _failures(table)
+    lines = [*dice.lines(numbers), *_by_run(found, kept, rows), *clock.lines()]
+    return scores.Result(record, notes, lines), _failures(table)
 
 
 def _test(
@@ -175,6 +176,26 @@ def _training_rows(found: Sequence[convergence.Attempt]) -> list[dice.Row]:
             known = value if np.isfinite(value) else None
             rows.append((name, "train", one.number, known, None, None))
     return rows
+
+
+def _by_run(
+    found: Sequence[convergence.Attempt], kept: Sequence[int], rows: Sequence[dice.Row]
+) -> list[str]:
+    """A line for every attempt."""
+    values = {
+        run: value
+        for name, split, run, value, _, _ in rows
+        if name == dice.HEADLINE and split == dice.STITCHED and run is not None
+    }
+    lines = []
+    for one in found:
+        value, out = values.get(one.number), "" if one.number in kept else ", left out"
+        lines.append(
+            f"run {one.number} (seed {one.seed}): {'-' if value is None else f'{value:.4f}'}, "
+            f"on its training crops {one.train_dice:.4f}, "
+            f"{'converged' if one.converged else 'did not converge'}{out}"
+        )
+    return lines
 
 
 def _notes(

@@ -145,6 +145,8 @@ def test_runs_that_do_not_converge_are_told(tmp_path, encoder, monkeypatch):
     assert (found["runs"], found["attempts"], found["converged"]) == (2, 4, 2)
     assert [note.split(" did")[0] for note in result.notes] == ["run 0", "run 2"]
     assert all(note.endswith("it is left out of the mean") for note in result.notes)
+    told = [line for line in result.lines if line.startswith("run ")]
+    assert [line.split(", ")[-1] for line in told] == ["left out", "converged"] * 2
     document = json.loads((tmp_path / "kept" / "scores.json").read_text())
     assert document["kept"] == [1, 3] and len(document["attempts"]) == 4
     rows = pl.read_parquet(result.record["path"])
