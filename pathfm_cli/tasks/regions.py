@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ SCHEMA = {
 }
 GRID_PX0 = 0.01
 """Corners are rounded to this, so that those of neighbours are the same."""
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError),
+    SafetensorError,
+)
 Report = Callable[[int, int], None]
 
 
@@ -85,9 +89,7 @@ def load(folder: Path, encoder: weights.Encoder) -> Trained:
         features = str(header.settings["features"])
         module = decoders.build(name, encoder_width(encoder, size_px), len(classes), seed=0)
         module.load_state_dict(state)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise errors.InputError(damaged, "make it again") from error
-    except SafetensorError as error:
+    except _DAMAGED as error:
         raise errors.InputError(damaged, "make it again") from error
     module = module.eval().to(encoder.device)
     return Trained(module, classes, size_px, features, f"scores:{header.id}")
@@ -145,21 +147,7 @@ def find(
         return old, _failures(out)
     slides = cohort.slide_rows(data.table)
     mpp0 = dict(slides.select("slide", "mpp").iter_rows())
-    found: dict[str, list[list[shapely.Geometry]]] = {}
-    failed: list[tuple[str, str]] = []
-    for row, classes_SS in _maps(data, encoder, trained, progress):
-        slide = data.rows["slide"][row]
-        if isinstance(classes_SS, str):
-            failed.append((slide, f"{data.rows['id'][row]}: {classes_SS}"))
-            continue
-        kept = found.setdefault(slide, [[] for _ in trained.classes])
-        scale = data.rows["mpp"][row] / mpp0[slide]
-        corner = np.array([data.rows["x_px0"][row], data.rows["y_px0"][row]])
-        margin = _margin(data, trained.size_px)
-        middle = classes_SS[margin : trained.size_px - margin, margin : trained.size_px - margin]
-        for number in np.unique(middle[middle > 0]):
-            traced = polygons.trace(middle == number)
-            kept[number] += list(_placed(traced, corner + margin * scale, scale))
+    found, failed = _collect(data, encoder, trained, mpp0, progress)
     rows: list[tuple[Any, ...]] = [
         (slide, name, shapely.to_wkb(part), part.area * mpp0[slide] ** 2, None)
         for slide, of_class in found.items()
@@ -206,6 +194,33 @@ def summary(record: dict[str, Any], regions: Path) -> list[str]:
         f"  {label:<24}{count:>9} polygons{area / 1e6:>12.4f} mm2"
         for label, count, area in by_class.iter_rows()
     ]
+
+
+def _collect(
+    data: source.Source,
+    encoder: weights.Encoder,
+    trained: Trained,
+    mpp0: Mapping[str, float],
+    progress: Report,
+) -> tuple[dict[str, list[list[shapely.Geometry]]], list[tuple[str, str]]]:
+    """Polygons by slide and class, not joined yet, and (slide, reason) of lost patches."""
+    found: dict[str, list[list[shapely.Geometry]]] = {}
+    failed: list[tuple[str, str]] = []
+    margin = _margin(data, trained.size_px)
+    middle = np.s_[margin : trained.size_px - margin, margin : trained.size_px - margin]
+    for row, classes_SS in _maps(data, encoder, trained, progress):
+        slide = data.rows["slide"][row]
+        if isinstance(classes_SS, str):
+            failed.append((slide, f"{data.rows['id'][row]}: {classes_SS}"))
+            continue
+        kept = found.setdefault(slide, [[] for _ in trained.classes])
+        scale = data.rows["mpp"][row] / mpp0[slide]
+        corner = np.array([data.rows["x_px0"][row], data.rows["y_px0"][row]])
+        believed = classes_SS[middle]
+        for number in np.unique(believed[believed > 0]):
+            traced = polygons.trace(believed == number)
+            kept[number] += list(_placed(traced, corner + margin * scale, scale))
+    return found, failed
 
 
 def _maps(
