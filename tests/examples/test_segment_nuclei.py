@@ -35,7 +35,7 @@ def test_smaller_patches_segment_nuclei_better(tmp_path):
     for arch in ("vit_small_patch16_224", "vit_small_patch8_224"):
         done = pathfm(
             *("segment", "--images", NUCLEI / "index.csv", "--instances", "--size", "112"),
-            *("--stride", "97", "--crops", "48", "--epochs", "60", "--lr", "3e-3"),
+            *("--stride", "112", "--crops", "24", "--epochs", "60", "--lr", "3e-3"),
             *("--model", f"random/{arch}", "-o", arch),
             cwd=tmp_path,
             timeout=600,
