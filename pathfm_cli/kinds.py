@@ -110,6 +110,18 @@ KINDS = {
             ),
         ),
         Kind(
+            "regions",
+            "segment --apply",
+            "what a decoder found on slides, one row a polygon",
+            (
+                Column("slide", "String", "", "slide id"),
+                Column("label", "String", "", "class; null if a patch could not be read"),
+                Column("geometry", "Binary", "px", "WKB polygon, level-0 pixels"),
+                Column("area_um2", "Float64", "um2", "area of the polygon"),
+                Column("error", "String", "", "which patch could not be read, and why; else null"),
+            ),
+        ),
+        Kind(
             "predictions",
             "probe",
             "what a probe predicted for each reported image",

@@ -15,11 +15,17 @@ PACKAGES = (
     "torch timm torchvision zarr numcodecs tiffslide tifffile imagecodecs simplejpeg obstore "
     "fsspec pillow shapely polars scikit-learn safetensors numpy typer rich"
 ).split()
-EXTRAS = {"plots": "matplotlib", "dicom": "pydicom", "openslide": "openslide"}
+EXTRAS = {
+    "plots": "matplotlib",
+    "dicom": "pydicom",
+    "openslide": "openslide",
+    "segment": "transformers",
+}
 USES = {
     "plots": "pictures of metrics",
     "dicom": "DICOM slides",
     "openslide": "NDPI, MRXS, SCN, BIF, Philips slides; local only, slower",
+    "segment": "segment --decoder mask2former",
 }
 SHM_NEEDED_GIB = 1.0
 """Loader workers hand batches over in shared memory."""

@@ -10,13 +10,12 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import shapely
-from shapely import geometry
 
 from pathfm_cli import artifacts, disk, errors
 
@@ -29,9 +28,19 @@ MAX_OWN_BYTES = 256 << 20
 """Larger files are not looked into: they are someone else's."""
 
 
-def features(tissue: geometry.MultiPolygon) -> dict[str, Any]:
-    """A FeatureCollection with one annotation per polygon, coordinates in 1/100 pixel."""
-    parts = shapely.transform(shapely.get_parts(tissue), lambda xy: xy.round(2))
+def features(
+    areas: shapely.Geometry,
+    classification: Mapping[str, Any] = CLASSIFICATION,
+    kind: str = "annotation",
+) -> dict[str, Any]:
+    """A FeatureCollection with one object per polygon, coordinates in 1/100 pixel.
+
+    Args:
+        areas: a polygon or a multipolygon.
+        classification: name and colour (red, green, blue) of the objects.
+        kind: annotation, or detection, of which QuPath keeps many.
+    """
+    parts = shapely.transform(shapely.get_parts(areas), lambda xy: xy.round(2))
     return {
         "type": "FeatureCollection",
         "features": [
@@ -39,8 +48,8 @@ def features(tissue: geometry.MultiPolygon) -> dict[str, Any]:
                 "type": "Feature",
                 "geometry": json.loads(shapely.to_geojson(part)),
                 "properties": {
-                    "objectType": "annotation",
-                    "classification": copy.deepcopy(CLASSIFICATION),
+                    "objectType": kind,
+                    "classification": copy.deepcopy(dict(classification)),
                 },
             }
             for part in parts
@@ -67,11 +76,15 @@ def export(
     frame = artifacts.read_table(tissue, "tissue").frame.filter(pl.col("error").is_null())
     check(folder, frame["slide"], overwrite=overwrite)
     for name, wkb in frame.select("slide", "geometry").iter_rows():
-        collection = features(shapely.from_wkb(wkb))
-        text = _compact({**collection, MARK: _digest(collection["features"])})
-        with disk.atomic(file_for(folder, name, ".geojson")) as temporary:
-            temporary.write_text(text)
+        write(folder, name, features(shapely.from_wkb(wkb)))
     return frame.height
+
+
+def write(folder: str | os.PathLike[str], slide: str, collection: Mapping[str, Any]) -> None:
+    """Write the FeatureCollection of a slide, marked so that `check` knows it again."""
+    text = _compact({**collection, MARK: _digest(collection["features"])})
+    with disk.atomic(file_for(folder, slide, ".geojson")) as temporary:
+        temporary.write_text(text)
 
 
 def file_for(folder: str | os.PathLike[str], slide: str, suffix: str) -> Path:

@@ -1,7 +1,7 @@
-"""Images with label maps: the table that lists them, their pixels, crops, windows and pictures.
+"""Images with label maps: what lists them, their pixels, random crops and windows.
 
-A label map is an image file of one channel that holds the class of every pixel, 0 for background,
-or the number of the object it belongs to (an instance map). Arrays are (H, W), rows first.
+They come from a table or a folder; `labelmaps` says what a label map may be. Arrays are (H, W),
+rows first.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image as pillow
 
-from pathfm_cli import disk, errors
+from pathfm_cli import errors
 from pathfm_cli.data import draw, metadata
-from pathfm_cli.tasks import images
+from pathfm_cli.tasks import images, labelmaps
 
 CROP = 103
 """Purpose of the random numbers of a crop: which image, and where."""
 IGNORE = 255
 """Class of pixels outside an image; they train nothing and are not scored."""
-MAX_CLASSES = 64
 COLUMNS = ("image", "label", "split")
-COLOURS = np.array(
-    [(0, 0, 0), (240, 228, 66), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167)],
-    dtype=np.float32,
-)
-"""Okabe and Ito's palette, readable without red-green vision; classes beyond it take turns."""
+SPLITS = ("train", "test")
+CLASS_LIST = "classes.txt"
+"""In a folder of images: the names of the classes, one a line, background first."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -88,11 +84,76 @@ def read_table(path: str | Path) -> list[Item]:
         Item(row[named], path.parent / row["image"], path.parent / row["label"], row["split"])
         for row in rows.iter_rows(named=True)
     ]
-    if len({item.file_name.lower() for item in items}) < len(items):
-        raise errors.UsageError(
-            f"{path} has two images of one name.", "add a column `id` with a name for each row"
-        )
+    _check_names(items, path)
     return items
+
+
+def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...]]:
+    """List `SPLIT/images/NAME.*` with `SPLIT/labels/NAME.*`, SPLIT being train or test.
+
+    Returns:
+        The images, and the names of the classes if `CLASS_LIST` gives them.
+
+    Raises:
+        errors.InputError: a folder or a label map is missing, or there are two for an image.
+    """
+    items = []
+    for split in SPLITS:
+        for part in ("images", "labels"):
+            if not (folder / split / part).is_dir():
+                raise errors.InputError(
+                    f"{folder} has no folder {split}/{part}.",
+                    "SPLIT/images/NAME.png with SPLIT/labels/NAME.png, SPLIT: train and test",
+                )
+        maps: dict[str, list[Path]] = {}
+        for file in sorted((folder / split / "labels").iterdir()):
+            if file.is_dir() or file.suffix.lower() in labelmaps.SUFFIXES:
+                maps.setdefault(file.name if file.is_dir() else file.stem, []).append(file)
+        for image in sorted((folder / split / "images").iterdir()):
+            if image.suffix.lower() not in images.SUFFIXES:
+                continue
+            found = maps.get(image.stem, [])
+            if len(found) != 1:
+                raise errors.InputError(
+                    f"{image} has {len(found) or 'no'} label maps in {folder / split / 'labels'}.",
+                    f"one of {image.stem}{{{','.join(labelmaps.SUFFIXES)}}}",
+                )
+            items.append(Item(f"{split}/{image.name}", image, found[0], split))
+    if not items:
+        raise errors.InputError(f"{folder} holds no images.", "SPLIT/images/NAME.png")
+    _check_names(items, folder)
+    names = folder / CLASS_LIST
+    return items, read_classes(names) if names.is_file() else ()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Names of classes, one a line, background first.
+
+    Raises:
+        errors.InputError: the file cannot be read.
+        errors.UsageError: as `check_classes`.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.InputError(f"{path} cannot be read.", "one name of a class a line") from error
+    return check_classes([line.strip() for line in text.splitlines() if line.strip()])
+
+
+def check_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes.
+
+    Raises:
+        errors.UsageError: there are fewer than two, too many, or two are equal or empty.
+    """
+    if not 2 <= len(names) <= labelmaps.MAX_CLASSES or len(set(names)) < len(names):
+        raise errors.UsageError(
+            f"{','.join(names) or 'nothing'} is no list of 2 to {labelmaps.MAX_CLASSES} classes.",
+            "--classes background,tumour,stroma",
+        )
+    if not all(names):
+        raise errors.UsageError("A class has no name.", "--classes background,tumour,stroma")
+    return tuple(names)
 
 
 def digest(items: Sequence[Item]) -> str:
@@ -104,42 +165,32 @@ def digest(items: Sequence[Item]) -> str:
     return found.hexdigest()[:12]
 
 
-def read(item: Item, *, instances: bool) -> Labelled:
+def read(item: Item, meaning: str) -> Labelled:
     """Read an image and its label map.
 
     Args:
         item: what to read.
-        instances: every object is class 1.
+        meaning: name in `labelmaps.MEANINGS`.
 
     Raises:
         errors.SlideError: a file is missing or damaged, or the two differ in size.
-        errors.UsageError: the labels look like an instance map and `instances` is false.
+        errors.UsageError: the labels look like numbers of objects and are said to be classes.
     """
     image = images.decode(item.image)
-    label = _label(item.label)
-    if label.shape != image.shape[:2]:
-        sizes = " and ".join(f"{a.shape[1]} x {a.shape[0]}" for a in (image, label))
-        raise errors.SlideError(f"image and label map differ in size: {sizes} px")
-    if instances:
-        label = (label > 0).astype(np.uint8)
-    elif label.max(initial=0) >= MAX_CLASSES or label.min(initial=0) < 0:
-        raise errors.UsageError(
-            f"{item.label} holds the label {label.max()}; classes are 0 to {MAX_CLASSES - 1}.",
-            "--instances if these are numbers of objects",
-        )
-    return Labelled(image, label.astype(np.uint8))
+    height, width = image.shape[:2]
+    return Labelled(image, labelmaps.read(item.label, meaning, (height, width)))
 
 
 def largest(item: Item) -> int:
-    """Largest number in a label map; 0 if it cannot be read, which `read` will say."""
+    """Largest class in a label map of classes; 0 if it cannot be read, which `read` will say."""
     try:
-        return int(_label(item.label).max(initial=0))
+        return int(labelmaps.raw(item.label, "classes", (0, 0)).max(initial=0))
     except errors.SlideError:
         return 0
 
 
 def random_crops(
-    items: Sequence[Item], count: int, size_px: int, seed: int, *, instances: bool
+    items: Sequence[Item], count: int, size_px: int, seed: int, meaning: str
 ) -> Iterator[Labelled | tuple[Item, str]]:
     """Yield `count` random crops, image by image; for an image that fails, it and the reason.
 
@@ -150,7 +201,7 @@ def random_crops(
         count: crops over all images.
         size_px: side of a crop.
         seed: crop i is a function of (seed, i).
-        instances: as in `read`.
+        meaning: as in `read`.
     """
     places: dict[int, list[tuple[float, float]]] = {}
     for index in range(count):
@@ -158,7 +209,7 @@ def random_crops(
         places.setdefault(chosen, []).append((down, right))
     for number, item in enumerate(items):
         try:
-            whole = read(item, instances=instances)
+            whole = read(item, meaning)
         except errors.SlideError as error:
             yield item, str(error)
             continue
@@ -202,45 +253,11 @@ def starts(length_px: int, size_px: int, stride_px: int) -> list[int]:
     return [*range(0, last, stride_px), last]
 
 
-def write_map(path: Path, predicted: Pixels) -> None:
-    """Write a label map as an 8-bit PNG whose grey values are the classes."""
-    with disk.atomic(path) as temporary:
-        pillow.fromarray(predicted).save(temporary, format="png")
-
-
-def write_overlay(path: Path, item: Labelled, predicted: Pixels) -> None:
-    """Write image, labels and prediction side by side (as Figure 3 of the paper)."""
-    gap = np.full((item.image.shape[0], 4, 3), 255, dtype=np.uint8)
-    panels = (item.image, gap, _tinted(item.image, item.label), gap, _tinted(item.image, predicted))
-    with disk.atomic(path) as temporary:
-        pillow.fromarray(np.concatenate(panels, axis=1)).save(temporary, format="png")
-
-
-def _tinted(image: Pixels, label: Pixels) -> Pixels:
-    """Lay the colours of the classes over an image; background stays."""
-    picked = np.where(label == 0, 0, (label - 1) % (len(COLOURS) - 1) + 1)
-    mixed = 0.5 * image + 0.5 * COLOURS[picked]
-    return np.where((label == 0)[..., None], image, mixed.astype(np.uint8))
-
-
-def _label(path: Path) -> npt.NDArray[np.int64]:
-    if path.suffix == ".mat":
-        from pathfm_cli.tasks import typemap
-
-        return typemap.read(path).astype(np.int64)
-    try:
-        with pillow.open(path, formats=("PNG", "TIFF", "BMP")) as image:
-            if image.width * image.height > images.MAX_IMAGE_PX:
-                raise errors.SlideError(f"the label map is {image.width} x {image.height} px")
-            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-                raise errors.SlideError(f"the label map has the mode {image.mode}, not one channel")
-            return np.array(image).astype(np.int64)
-    except errors.SlideError:
-        raise
-    except FileNotFoundError as error:
-        raise errors.SlideError(f"the label map {path} does not exist") from error
-    except Exception as error:  # the decoders meet hostile bytes and raise whatever they provoke
-        raise errors.SlideError(f"the label map cannot be decoded: {path}") from error
+def _check_names(items: Sequence[Item], where: Path) -> None:
+    if len({item.file_name.lower() for item in items}) < len(items):
+        raise errors.UsageError(
+            f"{where} has two images of one name.", "add a column `id` with a name for each row"
+        )
 
 
 def _version(path: Path) -> tuple[Any, ...]:
@@ -248,4 +265,6 @@ def _version(path: Path) -> tuple[Any, ...]:
         status = os.stat(path)
     except OSError:
         return ()
+    if path.is_dir():
+        return tuple((file.name, _version(file)) for file in sorted(path.iterdir()))
     return status.st_size, status.st_mtime_ns

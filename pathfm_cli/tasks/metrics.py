@@ -65,6 +65,35 @@ def dice_micro_foreground(table: Counts) -> Values:
     return _ratio(2 * _hits(table)[..., 1:].sum(axis=-1), sizes[..., 1:].sum(axis=-1))
 
 
+def iou_micro_foreground(table: Counts) -> Values:
+    """Intersection over union with the pixels of all classes but 0 pooled, shape (...)."""
+    hits = _hits(table)[..., 1:].sum(axis=-1)
+    sizes = (table.sum(axis=-1) + table.sum(axis=-2))[..., 1:].sum(axis=-1)
+    return _ratio(hits, sizes - hits)
+
+
+def dice_binary_foreground(table: Counts) -> Values:
+    """Dice of "any class but 0" against background, shape (...): a wrong class is still right."""
+    both = table[..., 1:, 1:].sum(axis=(-2, -1))
+    truth = table[..., 1:, :].sum(axis=(-2, -1))
+    predicted = table[..., :, 1:].sum(axis=(-2, -1))
+    return _ratio(2 * both, truth + predicted)
+
+
+def dice_generalised(table: Counts, power: int) -> Values:
+    """Generalised Dice over the classes but 0, each weighted by its true size ** -power, (...).
+
+    2 sum_c w_c TP_c / sum_c w_c (2 TP_c + FP_c + FN_c), w_c = 1 / (TP_c + FN_c)^power (Sudre et
+    al. 2017: power 2). A class that does not occur in the truth has weight 0.
+    """
+    truth = table.sum(axis=-1)[..., 1:].astype(np.float64)
+    sizes = truth + table.sum(axis=-2)[..., 1:]
+    weights = _ratio(np.ones_like(truth), truth**power)
+    weights = np.where(truth > 0, weights, 0)
+    hits = _hits(table)[..., 1:]
+    return _ratio(2 * (weights * hits).sum(axis=-1), (weights * sizes).sum(axis=-1))
+
+
 def _hits(table: Counts) -> Counts:
     return np.asarray(np.diagonal(table, axis1=-2, axis2=-1))
 

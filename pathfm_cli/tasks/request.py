@@ -14,18 +14,25 @@ from pathfm_cli.tasks import images, source
 from pathfm_cli.tasks.datasets import catalogue
 
 
-def check(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def check(
+    out: str | os.PathLike[str], *, overwrite: bool = False, kind: str = "embeddings"
+) -> None:
     """Refuse an output that is surely something else, before any input is looked at.
+
+    Args:
+        out: the file to write.
+        overwrite: as for `artifacts.finished`.
+        kind: what will be written.
 
     Raises:
         errors.OutputClash: `out` is a folder, no artifact, or of another kind.
     """
     if os.path.isdir(out):
-        raise errors.OutputClash(f"{out} is a folder.", f"-o {Path(out) / 'embeddings.parquet'}")
+        raise errors.OutputClash(f"{out} is a folder.", f"-o {Path(out) / f'{kind}.parquet'}")
     settings = {}
     with contextlib.suppress(errors.InputError):
         settings = dict(artifacts.read_header(out).settings)
-    artifacts.refuse(out, "embeddings", settings, overwrite=overwrite)
+    artifacts.refuse(out, kind, settings, overwrite=overwrite)
 
 
 def refuse_images(inputs: Sequence[str]) -> None:

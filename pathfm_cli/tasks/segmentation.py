@@ -11,7 +11,9 @@ from typing import Any
 from pathfm_cli import artifacts, errors
 from pathfm_cli.tasks import masks
 
-DECODERS = ("linear",)
+DECODERS = ("linear", "conv", "mask2former")
+FEATURES = ("post-norm", "pre-norm")
+"""Patch tokens after the encoder's last norm, or before it."""
 FILES = {
     "decoder": "decoder.safetensors",
     "predictions": "predictions",
@@ -19,11 +21,13 @@ FILES = {
 }
 NAMES = ("scores.parquet", "scores.json", *FILES.values())
 """What a result folder holds; a folder with anything else is never replaced."""
+MAX_ATTEMPTS = 3
+"""Attempts for each run that is to converge."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """How a decoder is trained: AdamW, cross-entropy over pixels, cosine learning rate to 0."""
+    """How a decoder is trained: AdamW, a cosine learning rate to 0."""
 
     epochs: int = 20
     """Passes over the crops."""
@@ -33,14 +37,33 @@ class Training:
     """First learning rate."""
     weight_decay: float = 0.01
     """AdamW's default."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient; larger ones are scaled down. None: as it comes."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise errors.UsageError(f"--epochs {self.epochs} trains nothing.", "--epochs 20")
+        if not 0 < self.lr < math.inf:
+            raise errors.UsageError(f"--lr {self.lr} is no learning rate.", "--lr 1e-3")
 
     def steps(self, crops: int) -> int:
         """Optimiser steps over that many crops."""
         return self.epochs * math.ceil(crops / self.batch_size)
+
+
+TRAININGS = {
+    "linear": Training(),
+    "conv": Training(),
+    # Mask2Former, arXiv 2112.01527, 4.1: weight decay .05; its code clips at .01.
+    "mask2former": Training(weight_decay=0.05, clip_norm=0.01),
+}
+"""How each decoder is trained unless told otherwise."""
+
+
+def training(decoder: str, **changes: Any) -> Training:
+    """The training of a decoder, with what is not None of `changes` put in."""
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(TRAININGS.get(decoder, Training()), **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,26 +72,50 @@ class Config:
 
     decoder: str = "linear"
     """Name in `DECODERS`."""
-    instances: bool = False
-    """Label maps hold object numbers; every object is foreground."""
+    features: str = "post-norm"
+    """Name in `FEATURES`."""
+    labels: str = "classes"
+    """Name in `labelmaps.MEANINGS`: what the numbers of a label map say."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, background first; empty: the numbers up to the largest of train."""
     crops: int = 512
-    """Random crops the decoder is trained on; their tokens stay in memory."""
+    """Random crops the decoder is trained on, the same for all runs."""
     size_px: int = 224
     """Side of crops and windows (paper IV-D2)."""
     stride_px: int = 194
     """Distance of test windows (paper IV-D2)."""
+    runs: int = 1
+    """Decoders that are trained, run r from `seed` + r (paper IV-D2: 3)."""
+    keep_converged: bool = False
+    """Train up to `MAX_ATTEMPTS` times as many, until `runs` have converged, and keep those."""
     seed: int = 0
-    """Chooses and orders the crops."""
+    """Chooses the crops; starts the decoders and orders their crops."""
     training: Training = Training()
-    """How the decoder is trained."""
+    """How a decoder is trained."""
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise errors.UsageError(
-                f"There is no decoder {self.decoder!r}.", f"known: {', '.join(DECODERS)}"
-            )
+        for name, known, flag in (
+            (self.decoder, DECODERS, "decoder"),
+            (self.features, FEATURES, "features"),
+        ):
+            if name not in known:
+                raise errors.UsageError(
+                    f"There is no {flag} {name!r}.", f"--{flag} {' | '.join(known)}"
+                )
         if self.crops < 1:
             raise errors.UsageError(f"--crops {self.crops} trains nothing.", "--crops 512")
+        if not 0 < self.stride_px <= self.size_px:
+            raise errors.UsageError(
+                f"Windows of {self.size_px} px at a distance of {self.stride_px} px leave gaps.",
+                f"--stride {self.size_px}",
+            )
+        if self.runs < 1:
+            raise errors.UsageError(f"--runs {self.runs} trains nothing.", "--runs 3")
+
+    @property
+    def attempts(self) -> int:
+        """The most decoders that are trained."""
+        return self.runs * (MAX_ATTEMPTS if self.keep_converged else 1)
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import polars as pl
@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from processes import pathfm
 
-NUCLEI = Path(__file__).parents[2].parent / "shared" / "data" / "patches" / "dsb2018"
 MODEL = ("--model", "random/vit_tiny_patch16_224")
 
 
@@ -75,11 +74,50 @@ def test_dry_run(folder):
     assert not (folder / "new").exists()
 
 
+def test_runs_of_mask2former_are_listed(folder):
+    pytest.importorskip("transformers", reason="pathfm[segment] is not installed")
+    flags = ("--decoder", "mask2former", "--runs", "2", "--size", "112", "--stride", "112")
+    done = pathfm(
+        *("segment", "--images", "index.csv", "--instances", "--crops", "8", "--epochs", "1"),
+        *(*MODEL, *flags, "--features", "pre-norm", "--json", "-o", "queries"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["attempts"] == 2
+    document = json.loads((folder / "queries" / "scores.json").read_text())
+    assert [one["seed"] for one in document["attempts"]] == [0, 1]
+    assert document["settings"]["features"] == "pre-norm"
+
+
+def test_a_folder_with_named_classes(folder):
+    for split in ("train", "test"):
+        for part, suffix in (("images", ""), ("labels", "-label")):
+            place = folder / "tree" / split / part
+            place.mkdir(parents=True)
+            shutil.copy(folder / f"0{suffix}.png", place / "a.png")
+    arguments = ("segment", "--images", "tree", *MODEL, "-o", "new", "-n")
+    plan = json.loads(pathfm(*arguments, "--classes", "none, gland", cwd=folder).stdout)
+    assert plan["images"] == {"train": 1, "test": 1} and plan["classes"] == ["none", "gland"]
+    (folder / "tree" / "classes.txt").write_text("background\ntumour\n")
+    assert json.loads(pathfm(*arguments, cwd=folder).stdout)["classes"] == ["background", "tumour"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--images", "index.csv", *MODEL, "--decoder", "mask"), 2, "no decoder 'mask'"),
+        (("--images", "index.csv", *MODEL, "--features", "norm"), 2, "no features 'norm'"),
         (("--images", "index.csv", *MODEL, "--crops", "0"), 2, "--crops 0"),
+        (("--images", "index.csv", *MODEL, "--runs", "0"), 2, "--runs 0"),
+        (("--images", "index.csv", *MODEL, "--size", "112"), 2, "194 px leave gaps"),
+        (("--images", "index.csv", *MODEL, "--lr", "0"), 2, "--lr 0"),
+        (("--images", "index.csv", *MODEL, "--instances", "--boundaries"), 2, "exclude each other"),
+        (("--images", "index.csv", *MODEL, "--classes", "one"), 2, "no list of 2 to 64 classes"),
+        (("--images", "taken", *MODEL), 3, "has no folder train/images"),
+        (("--images", "index.csv", *MODEL, "--mpp", "0.5"), 2, "--mpp goes with --apply"),
+        (("t.parquet", "--images", "index.csv", *MODEL), 2, "t.parquet goes with --apply"),
+        (("--images", "index.csv", *MODEL, "--apply", "x"), 2, "--images does not go with --apply"),
+        (("t.parquet", *MODEL, "--apply", "absent"), 3, "does not exist"),
         (("--images", "index.csv", *MODEL), 2, "holds the label 300"),
         (("--images", "index.csv"), 2, "needs a model"),
         (("--images", "unlabelled.csv", *MODEL), 2, "no column label"),
@@ -97,20 +135,3 @@ def test_wrong_input(folder, arguments, code, message):
     assert lines[0].startswith("pathfm: ") and message in lines[0]
     assert lines[1].startswith("hint: ") and len(lines) == 2
     assert not list(folder.glob("wrong*"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not NUCLEI.exists(), reason="needs the nuclei images of ../shared/data")
-def test_nuclei_are_found_by_a_random_encoder(tmp_path):
-    done = pathfm(
-        *("segment", "--images", str(NUCLEI / "index.csv"), "--instances"),
-        *("--model", "random/vit_small_patch16_224", "-o", "out"),
-        cwd=tmp_path,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["metrics"]
-    assert (found["n_train"], found["n_test"]) == (36, 19)
-    # Calling everything foreground scores 2 s / (1 + s) with s the share of foreground.
-    share = found["foreground_share"]
-    assert found["dice_micro_foreground"] > 2 * share / (1 + share) + 0.1

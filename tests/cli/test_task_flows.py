@@ -79,7 +79,9 @@ def test_segment_takes_consep(folder: Path) -> None:
     done = pathfm("segment", *flags, *MODEL, "-o", "seg", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["metrics"]
-    assert (metrics["n_train"], metrics["n_test"]) == (1, 1)
+    assert (metrics["n_train"], metrics["n_test"], metrics["classes"]) == (1, 1, 5)
+    # Type 6 is one of the three that are spindle-shaped in the paper.
+    assert "dice:spindle-shaped" in metrics and "dice:other" not in metrics
 
 
 @pytest.mark.parametrize(

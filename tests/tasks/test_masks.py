@@ -31,17 +31,17 @@ def test_windows_cover_and_stay_inside():
 def test_classes_are_kept_and_instances_become_foreground(tmp_path):
     label = np.array([[0, 1], [2, 3]], np.uint8)
     one = item(tmp_path, picture(2, 2), label)
-    assert masks.read(one, instances=False).label.tolist() == [[0, 1], [2, 3]]
-    assert masks.read(one, instances=True).label.tolist() == [[0, 1], [1, 1]]
+    assert masks.read(one, "classes").label.tolist() == [[0, 1], [2, 3]]
+    assert masks.read(one, "objects").label.tolist() == [[0, 1], [1, 1]]
     assert masks.largest(one) == 3
 
 
 def test_sixteen_bit_numbers_of_objects(tmp_path):
     label = np.array([[0, 256], [512, 65535]], np.uint16)
     one = item(tmp_path, picture(2, 2), label)
-    assert masks.read(one, instances=True).label.tolist() == [[0, 1], [1, 1]]
+    assert masks.read(one, "objects").label.tolist() == [[0, 1], [1, 1]]
     with pytest.raises(errors.UsageError, match="label 65535") as caught:
-        masks.read(one, instances=False)
+        masks.read(one, "classes")
     assert "--instances" in caught.value.hint
 
 
@@ -50,7 +50,7 @@ def test_palette_maps_hold_their_numbers_not_their_colours(tmp_path):
     palette = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8)).convert("P")
     palette.putpalette([255, 255, 255, 10, 20, 30, 200, 0, 0] + [0] * 759)
     palette.save(one.label)
-    assert masks.read(one, instances=False).label.tolist() == [[0, 1], [2, 0]]
+    assert masks.read(one, "classes").label.tolist() == [[0, 1], [2, 0]]
 
 
 @pytest.mark.parametrize("what", ["size", "colour", "cut", "absent", "text"])
@@ -65,7 +65,7 @@ def test_a_broken_label_map_is_a_slide_error(tmp_path, what):
     elif what == "text":
         one.label.write_text("no image")
     with pytest.raises(errors.SlideError):
-        masks.read(one, instances=True)
+        masks.read(one, "objects")
 
 
 def test_crops_are_where_they_say(tmp_path):
@@ -93,33 +93,17 @@ def test_random_crops_are_a_function_of_seed_and_index(tmp_path):
     assert all_crops != [masks.crop_of(i, 3, seed=5) for i in range(300)]
     counts = np.bincount([chosen for chosen, _, _ in all_crops])
     assert counts.min() > 70
-    found = list(masks.random_crops(items, 300, 4, 4, instances=False))
+    found = list(masks.random_crops(items, 300, 4, 4, "classes"))
     assert np.bincount([int(crop.label[0, 0]) for crop in found]).tolist() == counts.tolist()
 
 
 def test_crops_of_a_broken_image_are_missing_and_it_is_named(tmp_path):
     items = [item(tmp_path, picture(9, 9), np.zeros((9, 9), np.uint8), str(i)) for i in range(2)]
     items[0].image.write_text("no image")
-    found = list(masks.random_crops(items, 20, 4, 0, instances=True))
+    found = list(masks.random_crops(items, 20, 4, 0, "objects"))
     broken = [entry for entry in found if not isinstance(entry, masks.Labelled)]
     assert broken == [(items[0], "the file is no image that can be read")]
     assert len(found) - 1 == sum(masks.crop_of(i, 2, 0)[0] == 1 for i in range(20))
-
-
-def test_maps_and_overlays_read_back(tmp_path):
-    whole = masks.Labelled(picture(5, 6), np.eye(5, 6, dtype=np.uint8))
-    predicted = np.full((5, 6), 2, np.uint8)
-    masks.write_map(tmp_path / "p.png", predicted)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "p.png")), predicted)
-    masks.write_overlay(tmp_path / "o.png", whole, predicted)
-    panels = np.asarray(Image.open(tmp_path / "o.png"))
-    assert panels.shape == (5, 3 * 6 + 2 * 4, 3)
-    np.testing.assert_array_equal(panels[:, :6], whole.image)
-    truth, background = panels[:, 10:16], whole.label == 0
-    np.testing.assert_array_equal(truth[background], whole.image[background])
-    expected = 0.5 * whole.image[0, 0] + 0.5 * masks.COLOURS[1]
-    np.testing.assert_array_equal(truth[0, 0], expected.astype(np.uint8))
-    assert (panels[:, 20:] != whole.image).any(axis=-1).all()
 
 
 def table(folder, **columns):
@@ -163,3 +147,59 @@ def test_the_digest_follows_files_and_rows(tmp_path):
     assert before != masks.digest([masks.Item(one.id, one.image, one.label, "test")])
     Image.fromarray(picture(3, 3)).save(one.image)
     assert before != masks.digest([one])
+
+
+def test_the_digest_follows_the_masks_in_a_folder(tmp_path):
+    (tmp_path / "masks").mkdir()
+    one = masks.Item("a", tmp_path / "a.png", tmp_path / "masks", "train")
+    (tmp_path / "masks" / "0.png").write_bytes(b"0")
+    before = masks.digest([one])
+    (tmp_path / "masks" / "0.png").write_bytes(b"00")
+    assert masks.digest([one]) != before
+
+
+def tree(folder):
+    for split in ("train", "test"):
+        for part in ("images", "labels"):
+            (folder / split / part).mkdir(parents=True)
+        Image.fromarray(picture(4, 4)).save(folder / split / "images" / "a.png")
+        np.save(folder / split / "labels" / "a.npy", np.eye(4, dtype=np.uint8))
+    return folder
+
+
+def test_a_folder_of_images_and_labels_with_its_classes(tmp_path):
+    tree(tmp_path)
+    Image.fromarray(picture(4, 4)).save(tmp_path / "train" / "images" / "b.tif")
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "train" / "labels" / "b.png")
+    (tmp_path / "train" / "images" / "notes.txt").write_text("no image")
+    (tmp_path / "classes.txt").write_text("background\n\n gland \n")
+    items, classes = masks.read_folder(tmp_path)
+    assert [(one.id, one.label.name, one.split) for one in items] == [
+        ("train/a.png", "a.npy", "train"),
+        ("train/b.tif", "b.png", "train"),
+        ("test/a.png", "a.npy", "test"),
+    ]
+    assert classes == ("background", "gland")
+    assert masks.read(items[0], "classes").label.tolist() == np.eye(4).tolist()
+    (tmp_path / "classes.txt").unlink()
+    assert masks.read_folder(tmp_path)[1] == ()
+
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    tree(tmp_path)
+    (tmp_path / "test" / "labels" / "a.png").write_bytes(b"")
+    with pytest.raises(errors.InputError, match="a.png has 2 label maps"):
+        masks.read_folder(tmp_path)
+    for name in ("a.png", "a.npy"):
+        (tmp_path / "test" / "labels" / name).unlink()
+    with pytest.raises(errors.InputError, match="a.png has no label maps"):
+        masks.read_folder(tmp_path)
+    (tmp_path / "test" / "labels").rmdir()
+    with pytest.raises(errors.InputError, match="has no folder test/labels"):
+        masks.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[], ["background"], ["a", "a"], ["a", ""], ["a"] * 65])
+def test_names_that_are_no_classes(names):
+    with pytest.raises(errors.UsageError):
+        masks.check_classes(names)

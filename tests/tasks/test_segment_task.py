@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from PIL import Image
+from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import weights
-from pathfm_cli.tasks import masks, segment, segmentation
+from pathfm_cli.tasks import convergence, masks, segment, segmentation
 
 CONFIG = segmentation.Config(
     crops=24,
@@ -70,12 +73,116 @@ def test_scores_are_those_of_the_maps_it_writes(tmp_path, encoder):
         assert found[f"dice:{c}"] == pytest.approx(dice)
     assert (found["n_train"], found["n_test"], found["classes"]) == (4, 2, 3)
     table = artifacts.read_table(out / "scores.parquet", "scores")
-    values = dict(table.frame.filter(pl.col("image").is_null())["metric", "value"].iter_rows())
+    over = table.frame.filter(pl.col("image").is_null() & pl.col("run").is_null())
+    values = dict(over.filter(pl.col("split") == "test")["metric", "value"].iter_rows())
     assert values == {k: v for k, v in found.items() if k in values}
+    windows = dict(over.filter(pl.col("split") == "test windows")["metric", "value"].iter_rows())
+    assert windows["dice_micro_foreground"] == found["dice_micro_foreground:windows"]
     document = json.loads((out / "scores.json").read_text())
     assert document["classes"] == ["background", "1", "2"]
     assert document["settings"]["training"]["epochs"] == 30
+    counts = np.array(document["confusion"]["test"][0])
+    assert counts.sum() == truth.size and counts[1:].sum() == (truth > 0).sum()
+    assert document["attempts"][0]["converged"] and len(document["attempts"][0]["losses"]) == 30
+    assert "speed:" in result.lines[-1] and found["window_per_s"] > 0
     assert result.record["path"] == str(out / "scores.parquet")
+
+
+class Left(torch.nn.Module):
+    """Says class 1 in the left 32 columns of every window."""
+
+    def shares(self, grid, size_px):
+        found = torch.zeros((len(grid), 2, size_px, size_px))
+        found[:, 1, :, :32] = found[:, 0, :, 32:] = 1
+        return found
+
+
+def test_windows_are_scored_one_by_one(tmp_path, encoder):
+    """64 x 96 px: windows of 64 at stride 48 lie at x = 0 and 32; columns 32 to 63 count twice."""
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "a.png")
+    label = np.zeros((64, 96), np.uint8)
+    label[:, :32] = 1
+    Image.fromarray(label).save(tmp_path / "a-label.png")
+    item = masks.Item("a", tmp_path / "a.png", tmp_path / "a-label.png", "test")
+    left = convergence.Attempt(
+        number=0, seed=0, module=Left(), losses=[0.0], train_dice=1.0, constant_dice=0.5
+    )
+    stitched, windows = segment._score(encoder, [left], 0, CONFIG, 2, tmp_path, item)
+    assert stitched.shape == (1, 2, 2) and windows.shape == (2, 1, 2, 2)
+    # Columns 32 to 63: the first window says 0, the second 1, and on a tie the first class wins.
+    assert stitched[0].tolist() == [[64 * 64, 0], [0, 64 * 32]]
+    assert windows[0, 0].tolist() == [[64 * 32, 0], [0, 64 * 32]]
+    assert windows[1, 0].tolist() == [[64 * 32, 64 * 32], [0, 0]]
+
+
+def test_runs_have_a_mean_a_deviation_and_all_their_decoders(tmp_path, encoder):
+    config = dataclasses.replace(
+        CONFIG, decoder="conv", runs=2, training=segmentation.Training(epochs=2)
+    )
+    result, _ = segment.segment(images(tmp_path), encoder, tmp_path / "out", config)
+    table = pl.read_parquet(result.record["path"]).filter(
+        (pl.col("metric") == "dice_micro_foreground")
+        & (pl.col("split") == "test")
+        & pl.col("image").is_null()
+    )
+    by_run = dict(table["run", "value"].iter_rows())
+    assert by_run[None] == pytest.approx((by_run[0] + by_run[1]) / 2) and by_run[0] != by_run[1]
+    found = result.record["metrics"]
+    assert found["dice_micro_foreground_std"] == pytest.approx(abs(by_run[0] - by_run[1]) / 2**0.5)
+    assert (found["runs"], found["attempts"]) == (2, 2)
+    names = safetensors_torch.load_file(tmp_path / "out" / "decoder.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"run0", "run1"}
+
+
+def test_runs_that_do_not_converge_are_told(tmp_path, encoder, monkeypatch):
+    items = images(tmp_path)
+    monkeypatch.setattr(
+        convergence.Attempt, "converged", property(lambda self: self.number in (1, 3))
+    )
+    config = dataclasses.replace(CONFIG, runs=2, keep_converged=True)
+    result, _ = segment.segment(items, encoder, tmp_path / "kept", config)
+    found = result.record["metrics"]
+    assert (found["runs"], found["attempts"], found["converged"]) == (2, 4, 2)
+    assert [note.split(" did")[0] for note in result.notes] == ["run 0", "run 2"]
+    assert all(note.endswith("it is left out of the mean") for note in result.notes)
+    told = [line for line in result.lines if line.startswith("run ")]
+    assert [line.split(", ")[-1] for line in told] == ["left out", "converged"] * 2
+    document = json.loads((tmp_path / "kept" / "scores.json").read_text())
+    assert document["kept"] == [1, 3] and len(document["attempts"]) == 4
+    rows = pl.read_parquet(result.record["path"])
+    told = rows.filter(pl.col("metric") == "converged")["run", "value"].rows()
+    assert told == [(0, 0.0), (1, 1.0), (2, 0.0), (3, 1.0)]
+    all_of_them = dataclasses.replace(CONFIG, runs=2)
+    result, _ = segment.segment(items, encoder, tmp_path / "all", all_of_them)
+    assert result.record["metrics"]["runs"] == 2
+    assert result.notes[0].endswith("it is in the mean")
+
+
+def test_no_run_that_converges_is_an_error(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(convergence.Attempt, "converged", property(lambda self: False))
+    config = dataclasses.replace(CONFIG, keep_converged=True)
+    with pytest.raises(errors.PathfmError, match="None of 3 runs converged"):
+        segment.segment(images(tmp_path), encoder, tmp_path / "out", config)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_named_classes(tmp_path, encoder):
+    items = images(tmp_path, classes=3)
+    names = ("background", "gland", "stroma")
+    result, _ = segment.segment(
+        items, encoder, tmp_path / "out", dataclasses.replace(CONFIG, classes=names)
+    )
+    assert {"dice:gland", "iou:stroma"} <= result.record["metrics"].keys()
+    with pytest.raises(errors.UsageError, match="has the class 2; 2 are named"):
+        segment.segment(
+            items, encoder, tmp_path / "few", dataclasses.replace(CONFIG, classes=names[:2])
+        )
+
+
+def test_boundaries_are_a_class(tmp_path, encoder):
+    config = dataclasses.replace(CONFIG, labels="boundaries")
+    result, _ = segment.segment(images(tmp_path), encoder, tmp_path / "out", config)
+    assert {"dice:inside", "dice:boundary"} <= result.record["metrics"].keys()
 
 
 def test_rerun_clash_and_overwrite(tmp_path, encoder):

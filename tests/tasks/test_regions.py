@@ -1,0 +1,180 @@
+"""A decoder on the demo slide: polygons against the pixels themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import shapely
+import torch
+
+import pathfm_cli
+from pathfm_cli import artifacts, errors
+from pathfm_cli.data import draw, finders, index, mask
+from pathfm_cli.model import weights
+from pathfm_cli.tasks import decoder, masks, regions, segment, segmentation, source, tokens
+
+DEMO = Path(pathfm_cli.__file__).parent / "demo_data" / "CMU-1-Small-Region.svs"
+MPP, SIZE, STRIDE = 4.0, 64, 48
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regions")
+    index.index([str(DEMO)], folder / "slides.parquet")
+    mask.mask(folder / "slides.parquet", folder / "tissue.parquet", finders.Otsu())
+    return folder / "tissue.parquet"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return weights.load("random/vit_tiny_patch16_224", image_size_px=SIZE, device="cpu")
+
+
+class Dark(torch.nn.Module):
+    """Class 1 where a pixel is dark, class 2 where it is darker; its tokens are the pixels."""
+
+    def shares(self, tokens_BSS3, size_px):
+        grey = tokens_BSS3.mean(-1)
+        found = (grey < 200).long() + (grey < 140).long()
+        return torch.nn.functional.one_hot(found, 3).permute(0, 3, 1, 2).float()
+
+
+@pytest.fixture
+def dark(monkeypatch):
+    monkeypatch.setattr(tokens, "encode", lambda encoder, images, features: images.float())
+    return regions.Trained(Dark(), ("background", "dark", "darker"), SIZE, "post-norm", "scores:x")
+
+
+def patches(tissue, stride=STRIDE):
+    grid = source.Grid(draw.SampleConfig(mpp=(MPP,), size_px=SIZE, min_tissue=0.1), stride)
+    return source.tissue(tissue, grid)
+
+
+def test_polygons_cover_the_pixels_of_the_middles(tissue, encoder, dark, tmp_path):
+    data = patches(tissue)
+    out = tmp_path / "r.parquet"
+    record, failed = regions.find(data, encoder, dark, out)
+    assert failed == [] and record["kind"] == "regions"
+    frame = artifacts.read_table(out, "regions").frame
+    mpp0 = data.table.frame["mpp"][0]
+    scale, margin = MPP / mpp0, (SIZE - STRIDE) // 2
+    areas = {
+        label: shapely.union_all(shapely.from_wkb(rows["geometry"].to_list()))
+        for (label,), rows in frame.group_by("label")
+    }
+    counts = {"dark": 0, "darker": 0}
+    for row in range(data.rows.height):
+        grey = data.read(row).astype(np.float32).mean(-1)[margin:-margin, margin:-margin]
+        found = {"dark": (grey >= 140) & (grey < 200), "darker": grey < 140}
+        y, x = 7, 20
+        point = shapely.Point(
+            data.rows["x_px0"][row] + (margin + x + 0.5) * scale,
+            data.rows["y_px0"][row] + (margin + y + 0.5) * scale,
+        )
+        for label, pixels in found.items():
+            counts[label] += int(pixels.sum())
+            assert areas[label].contains(point) == pixels[y, x]
+    assert min(counts.values()) > 100
+    for label, count in counts.items():
+        area = frame.filter(pl.col("label") == label)["area_um2"].sum()
+        assert area == pytest.approx(count * MPP**2, rel=1e-3)
+    # Neighbours are joined: no two polygons of a class share an edge.
+    shapes = shapely.from_wkb(frame.filter(pl.col("label") == "darker")["geometry"].to_list())
+    tree = shapely.STRtree(shapes)
+    left, right = tree.query(shapes, predicate="intersects")
+    shared = shapely.length(shapely.intersection(shapes[left], shapes[right]))
+    assert (shared[left != right] == 0).all()
+
+
+def test_rerun_and_other_sizes(tissue, encoder, dark, tmp_path):
+    data, out = patches(tissue, SIZE), tmp_path / "r.parquet"
+    record, _ = regions.find(data, encoder, dark, out)
+    before = out.stat().st_mtime_ns
+    assert regions.find(data, encoder, dark, out)[0]["id"] == record["id"]
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(errors.OutputClash, match="other inputs|stride"):
+        regions.find(patches(tissue), encoder, dark, out)
+    grid = source.Grid(draw.SampleConfig(mpp=(MPP,), size_px=96), 96)
+    with pytest.raises(errors.UsageError, match="trained on 64 px"):
+        regions.find(source.tissue(tissue, grid), encoder, dark, tmp_path / "x.parquet")
+
+
+def test_a_patch_that_cannot_be_read_is_a_row(tissue, encoder, dark, tmp_path):
+    data = patches(tissue, SIZE)
+
+    def read(row):
+        if row == 1:
+            raise errors.SlideError("a tile is damaged")
+        return data.read(row)
+
+    broken = source.Source(
+        **{name: getattr(data, name) for name in data.__slots__ if name != "read"}, read=read
+    )
+    record, failed = regions.find(broken, encoder, dark, tmp_path / "r.parquet")
+    assert record["failed"] == 1
+    assert failed == [(data.rows["slide"][1], f"{data.rows['id'][1]}: a tile is damaged")]
+
+
+def test_qupath_reads_detections_of_each_class(tissue, encoder, dark, tmp_path):
+    out = tmp_path / "r.parquet"
+    record, _ = regions.find(patches(tissue, SIZE), encoder, dark, out)
+    assert regions.export(out, tmp_path / "qupath") == 1
+    file = tmp_path / "qupath" / "CMU-1-Small-Region.geojson"
+    features = json.loads(file.read_text())["features"]
+    assert len(features) == record["rows"]
+    assert {f["properties"]["objectType"] for f in features} == {"detection"}
+    assert {f["properties"]["classification"]["name"] for f in features} == {"dark", "darker"}
+    assert {f["geometry"]["type"] for f in features} == {"Polygon"}
+    assert regions.export(out, tmp_path / "qupath") == 1
+    file.write_text(file.read_text().replace("darker", "darkest"))
+    with pytest.raises(errors.OutputClash, match="was edited"):
+        regions.export(out, tmp_path / "qupath")
+    assert sum("polygons" in line for line in regions.summary(record, out)) == 3
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    items = []
+    for number, split in enumerate(("train", "test")):
+        label = np.zeros((SIZE, SIZE), np.uint8)
+        label[:32] = 1
+        image = np.where(label[..., None] > 0, 60, 220) + rng.integers(0, 9, (SIZE, SIZE, 3))
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(label).save(folder / f"{number}-label.png")
+        names = folder / f"{number}.png", folder / f"{number}-label.png"
+        items.append(masks.Item(str(number), *names, split))
+    config = segmentation.Config(
+        crops=4, size_px=SIZE, stride_px=STRIDE, decoder="conv", training=segmentation.Training()
+    )
+    segment.segment(items, encoder, folder / "out", config)
+    return folder / "out"
+
+
+def test_the_decoder_comes_back_as_it_was(trained, encoder):
+    found = regions.load(trained, encoder)
+    assert (found.classes, found.size_px) == (("background", "1"), SIZE)
+    grid = torch.randn((1, 4, 4, 192), generator=torch.Generator().manual_seed(0))
+    fresh = decoder.build("conv", 192, 2, seed=0).shares(grid, SIZE)
+    assert not torch.allclose(found.module.shares(grid, SIZE), fresh, atol=1e-3)
+    assert found.scores == f"scores:{artifacts.read_header(trained / 'scores.parquet').id}"
+
+
+def test_a_decoder_of_another_encoder_or_a_damaged_one(trained, encoder, tmp_path):
+    other = weights.load("random/vit_tiny_patch16_224", seed=1, image_size_px=SIZE, device="cpu")
+    with pytest.raises(errors.UsageError, match="trained on another encoder"):
+        regions.load(trained, other)
+    with pytest.raises(errors.InputError, match="does not exist"):
+        regions.load(tmp_path, encoder)
+    for name in ("scores.parquet", "scores.json", "decoder.safetensors"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / "decoder.safetensors").write_bytes(b"broken")
+    with pytest.raises(errors.InputError, match="no decoder that can be used"):
+        regions.load(tmp_path, encoder)
