@@ -104,6 +104,7 @@ def write_table(
     *,
     attached: Mapping[str, pl.DataFrame] | None = None,
     extra: Mapping[str, str] | None = None,
+    row_group_rows: int | None = None,
 ) -> dict[str, Any]:
     """Write a table atomically and return its record.
 
@@ -113,6 +114,8 @@ def write_table(
         header: `rows` and `failed` (rows with `error`) are counted here when they are None.
         attached: small tables that travel in the metadata.
         extra: more metadata, such as GeoParquet's `geo`.
+        row_group_rows: rows that a reader has to take at once; None leaves it to polars, which is
+            right unless rows are large.
 
     Raises:
         errors.PathfmError: a column that the kind promises is missing (a bug upstream).
@@ -134,10 +137,11 @@ def write_table(
         table.write_parquet(buffer, compression="zstd")
         metadata[f"pathfm.table.{name}"] = base64.b64encode(buffer.getvalue()).decode()
     with disk.atomic(path) as temporary:
+        how: dict[str, Any] = {"compression": "zstd", "row_group_size": row_group_rows}
         if isinstance(frame, pl.LazyFrame):
-            frame.sink_parquet(temporary, metadata=metadata, compression="zstd")
+            frame.sink_parquet(temporary, metadata=metadata, **how)
         else:
-            frame.write_parquet(temporary, metadata=metadata, compression="zstd")
+            frame.write_parquet(temporary, metadata=metadata, **how)
     return header.record(path)
 
 

@@ -27,7 +27,7 @@ from pathfm_cli.model import transform, weights
 from pathfm_cli.tasks import ranks, source
 
 CHUNK = 2048
-"""Rows written together; a killed run loses at most these."""
+"""Rows written together; a killed run loses at most these, and a reader takes them at once."""
 REMOTE_READERS = 32
 """Threads that wait for patches of remote slides, unless told otherwise."""
 LARGE = 4
@@ -105,7 +105,9 @@ def embed(
         if joined.leads:
             failures = _failures(parts.scan())
             attached = {} if data.table is None else {"slides": _slides(data, data.table)}
-            artifacts.write_table(out, parts.scan(), header, attached=attached)
+            artifacts.write_table(
+                out, parts.scan(), header, attached=attached, row_group_rows=CHUNK
+            )
             parts.discard()
         joined.wait()
     return Embedded(artifacts.read_header(out, "embeddings").record(out), True, failures)
