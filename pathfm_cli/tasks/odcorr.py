@@ -109,7 +109,8 @@ def measure(
             "embed more images, or look at the encoder: it may have collapsed",
         )
     return Diversity(
-        odcorr=math.sqrt(max(found.off_diagonal, 0.0) / (used * (used - 1))),
+        # Round-off may leave the range by some 1e-16, which no limit of 1 should notice.
+        odcorr=min(1.0, math.sqrt(max(found.off_diagonal, 0.0) / (used * (used - 1)))),
         rankme=spectrum.rankme(found.singular_R),
         alpha=spectrum.alpha(found.variances_R),
         floor=1 / math.sqrt(width - 1),
