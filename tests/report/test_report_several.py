@@ -20,7 +20,7 @@ def test_several_make_a_leaderboard_and_figure_6(tmp_path):
     board = text.split("Leaderboard")[1].split("</table>")[0]
     assert re.findall(r"<td>(p\d)</td>", board) == ["p1", "p2", "p0"]
     assert "0.4000" in board and "<th>ECE</th>" not in board
-    assert text.count("probes of data set not named, paper: Spearman -1.00, n = 3") == 1
+    assert text.count("probes of data set not named, paper: Spearman -1.00, n = 3") == 2  # ODCorr, RankMe
     assert "RankMe over ODCorr" in text and "odcorr: Spearman +1.00, n = 3" in text
     assert "one, linear probe: Spearman -1.00, n = 5" in text
     assert "one, linear probe: Spearman +1.00, n = 5" in text
@@ -71,9 +71,9 @@ def test_scores_of_odcorr_show_exports_and_spectrum(tmp_path):
     header = artifacts.Header(kind="scores", settings={"task": "odcorr"}, metrics={"odcorr": 0.5})
     scores.write(path, frame, header, {"spectrum": [8.0, 1.0, 1.0, 0.0]})
     text = page_of(tmp_path, path)
-    drawn = text.split("ODCorr of every export")[1].split("</figure>")[0]
+    drawn = text.split("ODCorr of every export")[-1].split("</figure>")[0]
     assert "10: 0.9" in drawn and "20: 0.5" in drawn
-    fall = text.split("share of variance by principal direction")[1].split("</figure>")[0]
+    fall = text.split("share of variance by principal direction")[-1].split("</figure>")[0]
     assert re.findall(r"<title>(.*?)</title>", fall) == [
         "0: -0.09691", "0.301: -1", "0.477: -1",
     ]  # fmt: skip
