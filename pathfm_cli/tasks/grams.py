@@ -68,7 +68,7 @@ class Rows:
         correlations = units @ units.T
         np.fill_diagonal(correlations, 0.0)
         values = np.concatenate(self._values)
-        singular = np.linalg.svd(values, compute_uv=False)
+        singular = np.asarray(np.linalg.svd(values, compute_uv=False), dtype=np.float64)
         centred = values - values.mean(axis=0)
         variances = np.linalg.eigvalsh(centred @ centred.T / len(values))
         scale = float((singular**2).sum()) / len(values)
@@ -130,17 +130,15 @@ class DeviceGrams:
         import torch
 
         self._torch = torch
-        self._like = {"dtype": torch.float64, "device": device}
-        self._unit_KK = torch.zeros((width, width), **self._like)
-        self._spread_KK = torch.zeros((width, width), **self._like)
-        self._sum_K = torch.zeros(width, **self._like)
+        zeros = torch.zeros((width, width), dtype=torch.float64, device=device)
+        self._unit_KK, self._spread_KK = zeros, zeros.clone()
+        self._sum_K, self._diagonal = zeros[0].clone(), zeros[0, 0].clone()
         self._origin_K: torch.Tensor | None = None
-        self._diagonal = torch.zeros((), **self._like)
         self._used = 0
 
     def add(self, block_nK: npt.NDArray[Any]) -> None:
         """Take the rows of a float array."""
-        values = self._torch.tensor(block_nK).to(**self._like)
+        values = self._torch.tensor(block_nK).to(self._sum_K.device, self._torch.float64)
         units = values - values.mean(dim=1, keepdim=True)
         lengths, norms = units.norm(dim=1), values.norm(dim=1)
         varies = lengths > _round_off(values.shape[1]) * norms
