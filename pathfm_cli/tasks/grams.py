@@ -1,7 +1,7 @@
 """Sums over rows from which ODCorr and the spectra follow, all in float64.
 
 Legend: N rows, n rows of a block, K width. u_i is row i, centred over its K numbers and scaled to
-length 1, so that u_i . u_j is the correlation of rows i and j.
+length 1, so that u_i . u_j is the correlation of rows i and j, and sum_i |u_i|^4 is N.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 F64 = npt.NDArray[np.float64]
+BLOCK_ROWS = 4096
+"""Rows multiplied at once: 32 MB of float64 at K = 1024, twice."""
+TILE_NUMBERS = 1 << 17
+"""Numbers prepared at once: 1 MB, so that every step but the first finds them in the cache."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,9 +59,8 @@ class Rows:
 
     def add(self, block_nK: npt.NDArray[Any]) -> None:
         """Take the rows of a float array."""
-        values = block_nK.astype(np.float64)
-        units, varies = _unit_rows(values)
-        self._values.append(values[varies])
+        values, units = _unit_rows(block_nK.astype(np.float64))
+        self._values.append(values)
         self._units.append(units)
 
     def finish(self) -> Sums:
@@ -86,29 +89,40 @@ class Grams:
     def __init__(self, width: int) -> None:
         self._unit_KK = np.zeros((width, width))
         self._spread_KK = np.zeros((width, width))
+        self._product_KK = np.empty((width, width))
+        self._units = np.empty((BLOCK_ROWS, width))
+        self._values = np.empty((BLOCK_ROWS, width))
         self._sum_K = np.zeros(width)
         self._origin_K: F64 | None = None
-        self._diagonal = 0.0
         self._used = 0
 
     def add(self, block_nK: npt.NDArray[Any]) -> None:
         """Take the rows of a float array."""
-        values = block_nK.astype(np.float64)
-        units, varies = _unit_rows(values)
-        if not varies.all():
-            values = values[varies]
-        if not len(values):
-            return
-        # numpy computes A.T @ A by the symmetric routine, at half the work.
-        self._unit_KK += units.T @ units
-        self._diagonal += float((np.einsum("nk,nk->n", units, units) ** 2).sum())
-        # Around a row near the mean: the covariance keeps its digits where the mean is large.
-        if self._origin_K is None:
-            self._origin_K = values.mean(axis=0)
-        values -= self._origin_K
-        self._spread_KK += values.T @ values
-        self._sum_K += values.sum(axis=0)
-        self._used += len(values)
+        for start in range(0, len(block_nK), BLOCK_ROWS):
+            count = self._fill(block_nK[start : start + BLOCK_ROWS])
+            for sums, rows in ((self._unit_KK, self._units), (self._spread_KK, self._values)):
+                # numpy computes A.T @ A by the symmetric routine, at half the work.
+                np.matmul(rows[:count].T, rows[:count], out=self._product_KK)
+                sums += self._product_KK
+            self._used += count
+
+    def _fill(self, block_nK: npt.NDArray[Any]) -> int:
+        """Put rows that are not constant into both buffers, by tiles that stay in the cache."""
+        tile_rows = max(1, TILE_NUMBERS // block_nK.shape[1])
+        count = 0
+        for start in range(0, len(block_nK), tile_rows):
+            values, units = _unit_rows(block_nK[start : start + tile_rows].astype(np.float64))
+            if not len(values):
+                continue
+            # Around a row near the mean: the covariance keeps its digits where the mean is large.
+            if self._origin_K is None:
+                self._origin_K = values.mean(axis=0)
+            into = slice(count, count + len(values))
+            self._units[into] = units
+            np.subtract(values, self._origin_K, out=self._values[into])
+            self._sum_K += self._values[into].sum(axis=0)
+            count += len(values)
+        return count
 
     def finish(self) -> Sums:
         """The sums; ask at most once."""
@@ -116,7 +130,7 @@ class Grams:
             return _too_few(self._used)
         return _sums(
             self._used,
-            _square_sum(self._unit_KK) - self._diagonal,
+            _square_sum(self._unit_KK) - self._used,
             self._spread_KK,
             self._sum_K,
             self._origin_K,
@@ -132,7 +146,7 @@ class DeviceGrams:
         self._torch = torch
         zeros = torch.zeros((width, width), dtype=torch.float64, device=device)
         self._unit_KK, self._spread_KK = zeros, zeros.clone()
-        self._sum_K, self._diagonal = zeros[0].clone(), zeros[0, 0].clone()
+        self._sum_K = zeros[0].clone()
         self._origin_K: torch.Tensor | None = None
         self._used = 0
 
@@ -146,7 +160,6 @@ class DeviceGrams:
         if not len(values):
             return
         self._unit_KK += units.T @ units
-        self._diagonal += ((units * units).sum(dim=1) ** 2).sum()
         if self._origin_K is None:
             self._origin_K = values.mean(dim=0)
         values = values - self._origin_K
@@ -158,7 +171,7 @@ class DeviceGrams:
         """The sums; ask at most once."""
         if self._origin_K is None or self._used < 2:
             return _too_few(self._used)
-        off_diagonal = float((self._unit_KK**2).sum() - self._diagonal)
+        off_diagonal = float((self._unit_KK**2).sum()) - self._used
         matrices = (self._spread_KK, self._sum_K, self._origin_K)
         return _sums(self._used, off_diagonal, *(part.cpu().numpy() for part in matrices))
 
@@ -184,16 +197,17 @@ def _too_few(used: int) -> Sums:
     return Sums(used, math.nan, empty, empty)
 
 
-def _unit_rows(values_nK: F64) -> tuple[F64, npt.NDArray[np.bool_]]:
-    """Centre every row and scale it to length 1; drop rows that are constant up to round-off."""
-    units = values_nK - values_nK.mean(axis=1, keepdims=True)
-    lengths = np.sqrt(np.einsum("nk,nk->n", units, units))
-    norms = np.sqrt(np.einsum("nk,nk->n", values_nK, values_nK))
-    varies = lengths > _round_off(values_nK.shape[1]) * norms
+def _unit_rows(values_nK: F64) -> tuple[F64, F64]:
+    """The rows that are not constant up to round-off, as they are, and centred and of length 1."""
+    width = values_nK.shape[1]
+    means = values_nK.mean(axis=1, keepdims=True)
+    units = values_nK - means
+    squares = np.einsum("nk,nk->n", units, units)
+    varies = np.sqrt(squares) > _round_off(width) * np.sqrt(squares + width * means[:, 0] ** 2)
     if not varies.all():
-        units, lengths = units[varies], lengths[varies]
-    units /= lengths[:, None]
-    return units, varies
+        values_nK, units, squares = values_nK[varies], units[varies], squares[varies]
+    units /= np.sqrt(squares)[:, None]
+    return values_nK, units
 
 
 def _round_off(width: int) -> float:

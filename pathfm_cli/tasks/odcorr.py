@@ -79,7 +79,7 @@ def measure(
     """Measure embeddings that arrive in blocks; memory is O(K^2), or O(N K) when N <= K.
 
     With U the rows u_i, ||U U^T||_F = ||U^T U||_F, so the N x N definition is computed from a
-    K x K matrix: ODCorr^2 = (||U^T U||_F^2 - sum_i |u_i|^4) / (N (N - 1)). All sums are float64.
+    K x K matrix: ODCorr^2 = (||U^T U||_F^2 - N) / (N (N - 1)). All sums are float64.
 
     Args:
         blocks: (n, K) float arrays, finite, together `rows` rows.
