@@ -9,9 +9,9 @@ the first, `safetensors_seconds` on the second, opening and reading included, in
 process's growth over its size before opening the file. `vs_products` is `cpu_s` over the processor
 time of the two symmetric K x K products alone, taken from 16 blocks and scaled to all: how much
 reading, correlations and spectra add to what has to be multiplied. The peer is the definition,
-`numpy.corrcoef` of all pairs for ODCorr and `numpy.linalg.svd` for RankMe, on the first rows that it
-can hold: `vs_definition` and `vs_definition_cpu` are the ratios of times and processor times on the
-same rows; `max_abs_error` is the largest difference of ODCorr over five kinds of matrix.
+`numpy.corrcoef` of all pairs for ODCorr and `numpy.linalg.svd` for RankMe, on the first rows that
+it can hold: `vs_definition` and `vs_definition_cpu` are the ratios of times and processor times on
+the same rows; `max_abs_error` is the largest difference of ODCorr over five kinds of matrix.
 
 Threads that wait for one another count as processor time: OMP_NUM_THREADS=1 gives the work alone.
 """
