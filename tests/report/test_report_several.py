@@ -20,7 +20,9 @@ def test_several_make_a_leaderboard_and_figure_6(tmp_path):
     board = text.split("Leaderboard")[1].split("</table>")[0]
     assert re.findall(r"<td>(p\d)</td>", board) == ["p1", "p2", "p0"]
     assert "0.4000" in board and "<th>ECE</th>" not in board
-    assert text.count("probes of data set not named, paper: Spearman -1.00, n = 3") == 2  # ODCorr, RankMe
+    assert (
+        text.count("probes of data set not named, paper: Spearman -1.00, n = 3") == 2
+    )  # ODCorr, RankMe
     assert "RankMe over ODCorr" in text and "odcorr: Spearman +1.00, n = 3" in text
     assert "one, linear probe: Spearman -1.00, n = 5" in text
     assert "one, linear probe: Spearman +1.00, n = 5" in text
