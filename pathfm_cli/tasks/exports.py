@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts
 from pathfm_cli.tasks import features, odcorr, runs, scores
 
 SHOWN = ("odcorr", "rankme", "alpha")
@@ -33,7 +33,7 @@ def measure(
     has `exports`: step, ODCorr, RankMe and alpha of each.
 
     Args:
-        run: a finished run folder.
+        run: a finished run folder, or the weights in it.
         patches: `patches` artifact; None means the one the run recorded.
         out: see `scores.place`; None writes nothing.
         split: only patches of this split.
@@ -72,15 +72,14 @@ def plan(run: Path, patches: Path | None, out: Path | None) -> dict[str, Any]:
     Raises:
         errors.InputError: as `measure`.
     """
-    return {**runs.plan(run, patches, out), "steps": list(runs.exported(run))}
+    folder = run if run.is_dir() else run.parent
+    return {**runs.plan(run, patches, out), "steps": list(runs.exported(folder))}
 
 
 def _inputs(
     run: Path, patches: Path | None, split: str | None, precision: str
 ) -> tuple[dict[int, Path], artifacts.Header]:
-    if not run.is_dir():
-        raise errors.UsageError(f"{run} is no run folder.", "pathfm odcorr run/ --every-export")
-    found = runs.exported(run)
+    found = runs.exported(run if run.is_dir() else run.parent)
     images = runs.images(run, patches)
     ids = [f"checkpoint:{artifacts.read_header(path, 'checkpoint').id}" for path in found.values()]
     scored = {"images": images, "precision": precision}

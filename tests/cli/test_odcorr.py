@@ -230,7 +230,10 @@ def test_every_export_of_a_run(run_folder):
     assert table["run"].to_list() == [5, 40, None]
     again = pathfm(*arguments, cwd=run_folder)
     assert json.loads(again.stdout) == record and "up to date" in again.stderr
-    plan = json.loads(pathfm(*arguments[:3], "-n", cwd=run_folder).stdout)
+    plan = json.loads(
+        pathfm("odcorr", "--every-export", "-n", cwd=run_folder, stdin="run/teacher.safetensors\n")
+        .stdout
+    )  # fmt: skip
     assert plan["steps"] == [5, 40]
     early = pathfm("odcorr", "run/exports/step-000005", "--max", "0.9999", cwd=run_folder)
     assert early.returncode == 5 and json.loads(early.stdout)["metrics"]["n"] == 24
