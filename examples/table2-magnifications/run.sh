@@ -9,7 +9,7 @@
 source "$(dirname "$0")/../studies/study.sh"
 begin "$@"
 if [ "$scale" = small ]; then
-  sets=(1 2 4 1,2,4)
+  sets=(1 4 1,2,4)
 else
   sets=(0.25 0.5 1 2 0.25,0.5 0.5,1,2 0.25,0.5,1,2)
 fi
