@@ -4,7 +4,7 @@
 #   examples/table4-distinct-patches/run.sh small ../shared/data out/
 #   examples/table4-distinct-patches/run.sh paper /data out/
 #
-# paper: 10^3 to 10^6 patches and all of them new, 1.28e8. small: 32, 256 and all new, 2,560.
+# paper: 10^3 to 10^6 patches and all of them new, 1.28e8. small: 32, 256 and all new.
 source "$(dirname "$0")/../studies/study.sh"
 begin "$@"
 if [ "$scale" = small ]; then
