@@ -49,7 +49,8 @@ small() {
   pathfm mask "$out/slides.parquet" -o "$tissue" >> "$out/log"
 }
 
-# Paper II-B to II-D: a ViT-S/16 on FFPE slides, judged over training on PCam/val (figure 2).
+# Paper II-B to II-D: a ViT-S/16, looked at over training on PCam (figures 1 and 2). II-D names FFPE
+# slides; II-B and II-C do not say, and take the same here.
 paper() {
   export PATHFM_DATA=$data
   recipe=ablation-dino-vits16
@@ -78,7 +79,7 @@ untrained() {
 
 # judge NAME MODEL [OPTIONS of embed]: OUT/scores/TASK/NAME/{probe,odcorr} for every task.
 judge() {
-  local task at embeddings source probing
+  local task at embeddings source probing split
   for task in "${tasks[@]}"; do
     at=$out/scores/$task/$1
     embeddings=$out/embeddings/$task-$1.parquet
