@@ -229,7 +229,7 @@ def lines(numbers: Mapping[str, float]) -> list[str]:
     if "top1" in numbers:
         one, ten = 100 * numbers["top1"], 100 * numbers["top10"]
         found.append(f"variance in the first direction {one:.1f} %, in the first ten {ten:.1f} %")
-    where = "GPU" if numbers["gpu"] else "CPU"
+    where = "GPU" if numbers.get("gpu") else "CPU"
     found.append(
         f"rows   {n}, {numbers['constant_rows']:.0f} constant left out; "
         f"{side} x {side} sums on the {where}, {numbers['seconds']:.1f} s"
