@@ -5,8 +5,10 @@ python benchmarks/eva_compare.py --eva-python OTHER/bin/python [--organ4 E.parqu
 OTHER is an environment with kaiko-eva 0.4 (`pip install kaiko-eva`); it never shares one with
 pathfm. Three tasks of made-up features, easy to hard, with two to nine classes, and a file of
 embeddings with labels and splits. Both train by `--protocol eva-0.4` cut to `--steps`, from the
-same first weights; the order of the data is each one's own. `cpu_ratio` is kaiko-eva's processor
-time for a step of one run over ours, validations included; without `val`, `test` chooses.
+same first weights; the order of the data is each one's own. `--only pcam` makes as many features
+as PCam has (327,680 files for kaiko-eva); give it `--steps` of whole epochs, 1,024 each.
+`cpu_ratio` is kaiko-eva's processor time for a step of one run over ours, validations included;
+without `val`, `test` chooses.
 """
 
 from __future__ import annotations
@@ -30,17 +32,19 @@ MADE = {"easy": (4, 0.35), "middle": (9, 0.25), "hard": (2, 0.12)}
 """Classes, and distance of their centres."""
 ROWS = {"train": 2048, "val": 512, "test": 4096}
 WIDTH = 64
+PCAM = {"train": 262_144, "val": 32_768, "test": 32_768}
+PCAM_CLASSES, PCAM_WIDTH = 2, 384
 Parts = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def made(classes: int, distance: float) -> Parts:
+def made(classes: int, distance: float, rows: dict[str, int], width: int) -> Parts:
     """Points of unit variance around one centre a class."""
     rng = np.random.default_rng(classes)
-    centres = rng.standard_normal((classes, WIDTH)) * distance
+    centres = rng.standard_normal((classes, width)) * distance
     parts = {}
-    for split, rows in ROWS.items():
-        labels = rng.integers(0, classes, rows)
-        points = centres[labels] + rng.standard_normal((rows, WIDTH))
+    for split, count in rows.items():
+        labels = rng.integers(0, classes, count)
+        points = centres[labels] + rng.standard_normal((count, width))
         parts[split] = torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels)
     return parts
 
@@ -101,11 +105,15 @@ def main() -> None:
     parser.add_argument("--organ4", type=Path, help="embeddings with labels and splits")
     parser.add_argument("--steps", type=int, default=512)
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--only", help="one task of those")
+    parser.add_argument("--only", help="one task of those, or pcam")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     wanted = [asked.only] if asked.only else [*MADE, "organ4"]
-    tasks = {name: (made(*how), how[0]) for name, how in MADE.items() if name in wanted}
+    tasks = {
+        name: (made(*how, ROWS, WIDTH), how[0]) for name, how in MADE.items() if name in wanted
+    }
+    if "pcam" in wanted:
+        tasks["pcam"] = made(PCAM_CLASSES, 0.05, PCAM, PCAM_WIDTH), PCAM_CLASSES
     if asked.organ4 and "organ4" in wanted:
         parts = loaded(asked.organ4)
         tasks["organ4"] = parts, int(parts["train"][1].max()) + 1

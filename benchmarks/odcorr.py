@@ -56,7 +56,7 @@ def write_embeddings(path: Path, rows: int, width: int) -> None:
             }
         )
         parts.write(number, frame)
-    artifacts.write_table(path, parts.scan(), header, row_group_rows=CHUNK_ROWS)
+    artifacts.write_table(path, parts.scan(), header, group_rows=CHUNK_ROWS)
     parts.discard()
 
 

@@ -104,7 +104,7 @@ def write_table(
     *,
     attached: Mapping[str, pl.DataFrame] | None = None,
     extra: Mapping[str, str] | None = None,
-    row_group_rows: int | None = None,
+    group_rows: int | None = None,
 ) -> dict[str, Any]:
     """Write a table atomically and return its record.
 
@@ -114,8 +114,7 @@ def write_table(
         header: `rows` and `failed` (rows with `error`) are counted here when they are None.
         attached: small tables that travel in the metadata.
         extra: more metadata, such as GeoParquet's `geo`.
-        row_group_rows: rows that a reader has to take at once; None leaves it to polars, which is
-            right unless rows are large.
+        group_rows: rows in a row group, which a reader holds at once; None is polars' choice.
 
     Raises:
         errors.PathfmError: a column that the kind promises is missing (a bug upstream).
@@ -137,11 +136,14 @@ def write_table(
         table.write_parquet(buffer, compression="zstd")
         metadata[f"pathfm.table.{name}"] = base64.b64encode(buffer.getvalue()).decode()
     with disk.atomic(path) as temporary:
-        how: dict[str, Any] = {"compression": "zstd", "row_group_size": row_group_rows}
         if isinstance(frame, pl.LazyFrame):
-            frame.sink_parquet(temporary, metadata=metadata, **how)
+            frame.sink_parquet(
+                temporary, metadata=metadata, compression="zstd", row_group_size=group_rows
+            )
         else:
-            frame.write_parquet(temporary, metadata=metadata, **how)
+            frame.write_parquet(
+                temporary, metadata=metadata, compression="zstd", row_group_size=group_rows
+            )
     return header.record(path)
 
 
@@ -301,7 +303,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _peek(path: Path) -> tuple[Header, dict[str, str]]:
-    path = resolve(path)
+    folder, path = path, resolve(path)
+    if folder != path and not path.exists():
+        raise errors.InputError(
+            f"{folder} is a folder, and no run: it holds no {path.name}.",
+            f"name the artifact itself: ls {folder}",
+        )
     if not path.exists():
         raise errors.InputError(f"{path} does not exist.", f"ls {path.parent}")
     try:

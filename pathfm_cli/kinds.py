@@ -83,7 +83,12 @@ KINDS = {
             "one row per image",
             (
                 Column("id", "String", "", "image id, unique in the table"),
-                Column("embedding", "Array(Float32)", "", "the feature vector; null if it failed"),
+                Column(
+                    "embedding",
+                    "Array(Float32)",
+                    "",
+                    "the feature vector (K), or patch tokens (T x K); null if it failed",
+                ),
                 Column("error", "String", "", "why the image failed; null when it did not"),
             ),
             (

@@ -51,7 +51,7 @@ def test_row_groups_are_as_small_as_asked_for(tmp_path: Path, lazy: bool) -> Non
     frame = frame.with_columns(value=pl.int_range(10).cast(pl.Float64))
     path = tmp_path / "s.parquet"
     header = artifacts.Header(kind="scores")
-    artifacts.write_table(path, frame.lazy() if lazy else frame, header, row_group_rows=4)
+    artifacts.write_table(path, frame.lazy() if lazy else frame, header, group_rows=4)
     found = pq.ParquetFile(path).metadata
     assert [found.row_group(n).num_rows for n in range(found.num_row_groups)] == [4, 4, 2]
     assert artifacts.read_table(path, "scores").frame["value"].to_list() == list(range(10))

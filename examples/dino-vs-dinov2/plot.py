@@ -2,7 +2,7 @@
 
 python examples/dino-vs-dinov2/plot.py curves.json curves.png
 
-Blue: the DINO run. Orange: the range of the DINOv2 runs, and their mean.
+Blue: DINO's runs. Orange: DINOv2's, of all learning rates. Lines are means, bands the whole range.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 import numpy as np  # noqa: E402
 from matplotlib import axes, pyplot  # noqa: E402
 
+LABELS = {"dino": "DINO", "dinov2": "DINOv2"}
 PANELS = (
     ("odcorr", "odcorr", "ODCorr, training patches (lower: more distinct)"),
     ("probes", "organs", "organ4, linear probe, balanced accuracy"),
@@ -32,7 +33,7 @@ def panel(axis: axes.Axes, results: Mapping[str, Any], table: str, key: str, tit
         runs = [run[table] for name, run in results.items() if name.split("-")[0] == method]
         steps = [point["step"] for point in runs[0]]
         values = np.array([[point[key] for point in run] for run in runs])
-        label = "DINO" if method == "dino" else f"DINOv2, {len(runs)} learning rates"
+        label = f"{LABELS[method]}: {len(runs)} runs" if len(runs) > 1 else LABELS[method]
         axis.plot(steps, values.mean(axis=0), "o-", color=colour, markersize=3, label=label)
         if len(runs) > 1:
             low, high = values.min(axis=0), values.max(axis=0)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # DINO and DINOv2 on equal terms, as in the paper's Appendix B, at a scale for a laptop: one DINO run,
-# three DINOv2 runs with half, the same and double its learning rate (Table VII), three curves.
+# three DINOv2 runs with half, the same and double its learning rate (Table VII), three curves; all
+# of it SEEDS times.
 #
-#   examples/dino-vs-dinov2/run.sh DATA OUT [STEPS]
-#   examples/dino-vs-dinov2/run.sh ../shared/data out/ 300
+#   examples/dino-vs-dinov2/run.sh DATA OUT [STEPS [SEEDS]]
+#   examples/dino-vs-dinov2/run.sh ../shared/data out/ 300 3
 #
 # DATA holds slides/, patches/organ4/ and patches/dsb2018/. Run it again after an interruption: every
 # verb goes on where it was stopped.
@@ -12,6 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 data=$1
 out=$2
 steps=${3:-300}
+seeds=${4:-1}
 length=(
   --set train.steps="$steps"
   --set train.steps_per_epoch=$((steps / 6))
@@ -28,11 +30,15 @@ done < "$data/slides/slides.csv"
 mkdir -p "$out"
 pathfm index "${slides[@]}" --mpp-override lipoma_colon_HE_nompp=1.0112 -o "$out/slides.parquet"
 pathfm mask "$out/slides.parquet" -o "$out/tissue.parquet"
-pathfm pretrain "$out/tissue.parquet" --recipe "$here/dino.toml" "${length[@]}" -o "$out/dino"
-for base_lr in 4e-3 8e-3 16e-3; do
-  pathfm pretrain "$out/tissue.parquet" --recipe "$here/dinov2.toml" "${length[@]}" \
-    --set optim.base_lr=$base_lr -o "$out/dinov2-lr-$base_lr"
+for ((seed = 0; seed < seeds; seed++)); do
+  same=("${length[@]}" --set train.seed="$seed")
+  pathfm pretrain "$out/tissue.parquet" --recipe "$here/dino.toml" "${same[@]}" \
+    -o "$out/dino-seed-$seed"
+  for base_lr in 4e-3 8e-3 16e-3; do
+    pathfm pretrain "$out/tissue.parquet" --recipe "$here/dinov2.toml" "${same[@]}" \
+      --set optim.base_lr=$base_lr -o "$out/dinov2-lr-$base_lr-seed-$seed"
+  done
 done
 export PYTHONPATH="$here/../learning-proof${PYTHONPATH:+:$PYTHONPATH}"
-python "$here/curves.py" "$data" "$out"/dino "$out"/dinov2-lr-* -o "$out/curves.json"
+python "$here/curves.py" "$data" "$out"/dino-seed-* "$out"/dinov2-lr-* -o "$out/curves.json"
 python "$here/plot.py" "$out/curves.json" "$out/curves.png"

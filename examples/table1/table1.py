@@ -4,7 +4,8 @@ python examples/table1/table1.py examples/table1/example.toml -o table1/
 
 The TOML file lists models and tasks (see `example.toml`). The work is done by `pathfm embed`,
 `probe` and `segment`, whose results lie in OUT/scores: the same command again goes on where it was
-stopped, and does only what is new. A cell that cannot be had says n/a, and why below the table.
+stopped, and does only what is new. A cell that cannot be had says n/a, and why below the table,
+where also stands what the verbs told of the scores, as that a data set is not complete.
 Exit 4 if there is one.
 """
 
@@ -49,6 +50,8 @@ class Cell:
     score: float | None = None
     deviation: float | None = None
     problem: str = ""
+    notes: tuple[str, ...] = ()
+    """What the verb told of the score."""
 
     def text(self) -> str:
         """Three digits, as the paper prints them."""
@@ -91,6 +94,13 @@ class Table:
             for (model, task), cell in self.cells.items()
             if cell.score is None
         ]
+
+    def notes(self) -> list[str]:
+        """What is to be known of the scores of a task, once whatever the models."""
+        told: dict[str, None] = {}
+        for (_, task), cell in self.cells.items():
+            told |= dict.fromkeys(f"{task}: {note}" for note in cell.notes)
+        return sorted(told)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -186,9 +196,19 @@ def evaluate(verbs: list[list[str]]) -> Cell:
         if done.returncode not in SCORED:
             said = [line for line in done.stderr.splitlines() if line.startswith("pathfm: ")]
             return Cell(problem=said[-1].removeprefix("pathfm: ") if said else done.stderr[-300:])
-    metrics = json.loads(done.stdout)["metrics"]
+    record = json.loads(done.stdout)
+    metrics = record["metrics"]
     name = "balanced_accuracy" if "balanced_accuracy" in metrics else "dice_micro_foreground"
-    return Cell(metrics[name], metrics.get(f"{name}_std"))
+    return Cell(metrics[name], metrics.get(f"{name}_std"), notes=_notes(record.get("path")))
+
+
+def _notes(table: str | None) -> tuple[str, ...]:
+    """What the document beside scores says a person was told."""
+    try:
+        document = json.loads(Path(table or "").with_name("scores.json").read_text())
+        return tuple(map(str, document.get("notes", ())))
+    except (OSError, ValueError):
+        return ()
 
 
 def markdown(table: Table) -> str:
@@ -207,7 +227,8 @@ def markdown(table: Table) -> str:
             shown = name if name == model else f"{name} `{model}`"
             lines.append(f"| {shown} | {data} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    notes = "\n".join(f"- n/a: {problem}" for problem in table.problems())
+    told = [f"- n/a: {problem}" for problem in table.problems()]
+    notes = "\n".join([*told, *(f"- {note}" for note in table.notes())])
     return "\n\n".join([*parts, *([notes] if notes else [])]) + "\n"
 
 
@@ -240,7 +261,8 @@ def page(table: Table) -> str:
         shown = html.escape(name)
         shown += "" if name == model else f" <small>{html.escape(model)}</small>"
         body.append(f"<tr><td>{shown}</td><td>{html.escape(data)}</td>{''.join(cells)}</tr>")
-    notes = "".join(f"<li>n/a: {html.escape(problem)}</li>" for problem in table.problems())
+    told = [f"n/a: {problem}" for problem in table.problems()] + table.notes()
+    notes = "".join(f"<li>{html.escape(one)}</li>" for one in told)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -38,6 +38,10 @@ def embed(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Channel mean in 0..1: 0.5 or R,G,B.")] = None,
     std: Annotated[str | None, typer.Option(help="Channel deviation: 0.5 or R,G,B.")] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="cls, cls+mean or patch (all patch tokens); else the encoder's own."),
+    ] = None,
     label: Annotated[str | None, _column("class")] = None,
     split: Annotated[str | None, _column("split")] = None,
     group: Annotated[str | None, _column("group, as patients")] = None,
@@ -67,9 +71,12 @@ def embed(
     pathfm embed --images tiles/ --model random/vit_small_patch16_224 -o e.parquet
     pathfm embed --task pcam --data data/pcam --model kaiko-s16 -o e.parquet
     """
+    from pathfm_cli.model import zoo
+    from pathfm_cli.pretrain import launch
     from pathfm_cli.tasks import request, source
     from pathfm_cli.wsi import cache as tile_cache
 
+    zoo.check_rule(embedding)
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)
@@ -87,6 +94,7 @@ def embed(
         "image_size_px": image_size,
         "mean": encoder.channels("--mean", mean),
         "std": encoder.channels("--std", std),
+        "embedding": embedding,
     }
     # A wrong model must not come to light only when the command on the left has finished.
     waits = ("-" in (inputs or []) or not (inputs or images or task)) and pipe.has_stdin()
@@ -98,7 +106,7 @@ def embed(
     network = encoder.load(model, **how) if model and waits and not dry_run else None
     bound, spec = encoder.bind("embed", inputs or [], slots, model, out)
     data = data or request.open_places(bound["images"], columns, grid)
-    for sentence in data.notes:
+    for sentence in data.notes if launch.leads() else ():
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
     if dry_run:
@@ -109,7 +117,7 @@ def embed(
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
     with progress.track("embed", quiet=quiet) as report:
         done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)
-    if int(os.environ.get("RANK", 0)):
+    if not launch.leads():
         return 0
     if not done.fresh:
         output.note(f"pathfm: {out} is up to date")

@@ -81,14 +81,18 @@ def channels(flag: str, text: str | None) -> tuple[float, float, float] | None:
 def load(spec: str, **how: Any) -> weights.Encoder:
     """Load the encoder by `weights.load(spec, **how)` and say on stderr what it is.
 
-    That is: on what it runs, with which input, and what a checkpoint held beside it.
+    That is: on what it runs, with which input, and what a checkpoint held beside it. Of several
+    ranks only the first speaks.
 
     Raises:
         errors.PathfmError: as `weights.load`.
     """
     from pathfm_cli.model import weights
+    from pathfm_cli.pretrain import launch
 
     encoder = weights.load(spec, **how)
+    if not launch.leads():
+        return encoder
     mean, std = (",".join(f"{v:.3g}" for v in values) for values in (encoder.mean, encoder.std))
     output.note(
         f"pathfm: {encoder.name} on {encoder.device} in {encoder.precision},"

@@ -40,7 +40,10 @@ def probe(
         str | None, typer.Option("--folds", help="Cross-validate: a number, or a column's name.")
     ] = None,
     by: Annotated[
-        str, typer.Option("--by", help="With --folds N: what stays together: group, slide.")
+        str,
+        typer.Option(
+            "--by", help="What intervals resample together, and folds keep: group, slide."
+        ),
     ] = "group",
     lr_scales: Annotated[
         str | None, typer.Option("--lr-scales", help="Factors on the rate to show: 0.1,10.")
@@ -88,8 +91,10 @@ def probe(
     scores.check_free(out, config.settings(), overwrite=overwrite)
     given = [embeddings] if embeddings else []
     sink = output.Sink(as_json, quiet)
-    if device != "auto":
-        _check_device(device)
+    if device != "auto":  # only torch, slow to import, knows which devices there are
+        from pathfm_cli.model import device as devices
+
+        devices.pick(device)
     if task:
         if dry_run:
             return _plan_task(task, data, partial, sink)
@@ -112,7 +117,8 @@ def probe(
             source, out, config, device=devices.pick(device), overwrite=overwrite, progress=report
         )
     result = checks.judge(result, source, config)
-    for note in result.notes:
+    told = source.incomplete() if task else ()  # the data set's own note said it, and why
+    for note in (one for one in result.notes if one not in told):
         output.note(f"pathfm probe: {note}")
     code = sink.emit(result.record, result.lines)
     checks.gate()
@@ -150,10 +156,3 @@ def _embed_task(
         done = cached.embeddings(opened, network, root, embed.Reading(), report)
     output.failures(done.failures, done.record["rows"], opened.what)
     return Path(done.record["path"])
-
-
-def _check_device(name: str) -> None:
-    """Only torch, slow to import, knows which devices there are."""
-    from pathfm_cli.model import device as devices
-
-    devices.pick(name)

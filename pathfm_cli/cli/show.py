@@ -71,7 +71,8 @@ def describe(path: Path, header: artifacts.Header) -> list[str]:
         for name, dtype in pl.read_parquet_schema(path).items():
             known = units.get(name)
             unit = f" [{known.unit}]" if known and known.unit else ""
-            lines.append(f"  column {name}{unit}: {known.doc if known else dtype}")
+            shape = f" ({' x '.join(map(str, dtype.shape))})" if isinstance(dtype, pl.Array) else ""
+            lines.append(f"  column {name}{unit}{shape}: {known.doc if known else dtype}")
     return lines
 
 

@@ -98,9 +98,11 @@ def _download(
         return sink.plan({"task": facts.name, "licence": facts.licence, "fetch": missing})
     output.note(f"pathfm: {facts.name} is under {facts.licence}: {facts.licence_url}")
     if not accept:
-        raise errors.UsageError(f"The licence of {facts.name} was not accepted.", facts.hint(root))
+        raise errors.UsageError(
+            f"The licence of {facts.name} was not accepted.", facts.hint(root, mirror)
+        )
     with progress.track(f"download {facts.name}", quiet=sink.quiet) as report:
-        made = library.download(facts, resources, root, report)
+        made = library.download(facts, resources, root, report, mirror=mirror)
     if not made:
         output.note(f"pathfm: {root} is up to date")
     return _found(sink, words.found(dataset, root, partial=False))

@@ -48,19 +48,21 @@ class Encoder:
     """A frozen encoder, ready to run.
 
     Attributes:
-        module: in eval mode on `device`; (B, 3, S, S) float to (B, K) or (B, N, K) float.
+        module: in eval mode on `device`; (B, 3, S, S) float to (B, K) or (B, N, K) float, of
+            which the first token is meant unless `tokens` says otherwise.
         name: short and free of paths.
         id: 12 hex digits of sha256 over weights, architecture, input and embedding rule.
         dim: K.
         image_size_px: S, side of the input.
         mean: per channel, for pixels in 0..1.
         std: per channel, for pixels in 0..1.
-        embedding: which output is the embedding: cls, or the name of the pooling.
+        embedding: which output is the embedding: cls, cls+mean, patch, or the name of the pooling.
         prefix_tokens: class and register tokens before the patch tokens.
         device: where it runs.
         precision: fp32 or bf16, what it computes in.
         dropped: names in the checkpoint that are no part of the encoder.
         input: what it sees of the pixels: rgb, or density, see `density`.
+        tokens: T, patch tokens of an image where they are the embedding; else 0.
     """
 
     module: nn.Module
@@ -76,6 +78,12 @@ class Encoder:
     precision: str
     dropped: tuple[str, ...] = ()
     input: str = "rgb"
+    tokens: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's embedding: (K,), or (T, K) of patch tokens."""
+        return (self.tokens, self.dim) if self.tokens else (self.dim,)
 
     def settings(self) -> dict[str, Any]:
         """What an artifact made with this encoder records of it."""
@@ -97,7 +105,7 @@ class Encoder:
             images: (B, H, W, 3) uint8, or a sequence of (H, W, 3) uint8 of any sizes.
 
         Returns:
-            (B, K) float32 on `device`; on CUDA it may still be computing.
+            (B, *`shape`) float32 on `device`; on CUDA it may still be computing.
         """
         if isinstance(images, torch.Tensor | np.ndarray):
             pixels = transform.upload(torch.as_tensor(images), self.device)
@@ -112,7 +120,7 @@ class Encoder:
             )
         with torch.inference_mode(), devices.autocast(self.device, self.precision):
             features: torch.Tensor = self.module(batch.to(self.device))
-        return (features[:, 0] if features.ndim == 3 else features).float()
+        return (features[:, 0] if features.ndim > len(self.shape) + 1 else features).float()
 
 
 def load(
@@ -125,6 +133,7 @@ def load(
     image_size_px: int | None = None,
     mean: transform.Channels | None = None,
     std: transform.Channels | None = None,
+    embedding: str | None = None,
 ) -> Encoder:
     """Load the encoder that `spec` means.
 
@@ -138,9 +147,11 @@ def load(
         image_size_px: input side; by default a run's own, else 224 where the encoder takes it.
         mean: replaces a run's own, or timm's for the architecture.
         std: as `mean`.
+        embedding: one of `zoo.RULES`; by default the encoder's own.
 
     Raises:
-        errors.UsageError: unknown name, or options that do not go together.
+        errors.UsageError: unknown name, options that do not go together, or an embedding that the
+            encoder does not have.
         errors.InputError: a file or the weights cannot be had, read, or do not fit.
     """
     where = devices.pick(device) if isinstance(device, str) else device
@@ -152,20 +163,22 @@ def load(
         image_size_px=_image_size(loaded, image_size_px),
         mean=mean or info.mean,
         std=std or info.std,
+        embedding=embedding or info.embedding,
     )
+    tokens = _check_rule(loaded, info, embedding)
     module, dim = on_input(loaded.module, info), _width(loaded.module)
-    if info.embedding == pooling.CLASS_AND_MEAN:
-        module, dim = pooling.ClassAndMean(module, info.prefix_tokens), 2 * dim
+    module = pooling.by_rule(module, info.embedding, loaded.info.embedding, info.prefix_tokens)
     return Encoder(
         module=module.eval().requires_grad_(False).to(where),
         name=loaded.name,
         id=_identity(loaded.module, info),
-        dim=dim,
+        dim=2 * dim if info.embedding == pooling.CLASS_AND_MEAN else dim,
         image_size_px=info.image_size_px,
         mean=info.mean,
         std=info.std,
         embedding=info.embedding,
         prefix_tokens=info.prefix_tokens,
+        tokens=tokens if info.embedding == pooling.PATCH else 0,
         device=where,
         precision=precision,
         dropped=tuple(loaded.dropped),
@@ -191,6 +204,15 @@ class _Loaded:
     dropped: Sequence[str] = ()
 
 
+def _check_rule(loaded: _Loaded, info: export.Info, asked: str | None) -> int:
+    """Patch tokens of an image, where another rule than the encoder's own was asked for; else 0."""
+    zoo.check_rule(asked)
+    if asked is None or asked == loaded.info.embedding:
+        return 0
+    module, side = loaded.module.eval(), info.image_size_px
+    return pooling.check(module, asked, loaded.name, info.prefix_tokens, side)
+
+
 def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     path = Path(spec)
     if path.is_dir() or files.is_exported(path):
@@ -206,6 +228,8 @@ def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     _refuse_arch(arch, spec)
     if entry := zoo.find(spec):
         return _published(entry)
+    if not vit.is_known(spec) and (close := zoo.suggestion(spec)):
+        raise errors.UsageError(f"There is no model {spec!r}.", f"did you mean {close}?")
     module = hub.pretrained(spec)
     return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
 

@@ -16,6 +16,9 @@ from pathfm_cli import config, errors
 
 FILE = "file"
 EMBEDDINGS = ("cls", "cls+mean")
+"""Rules of published encoders: one vector an image."""
+RULES = (*EMBEDDINGS, "patch")
+"""Rules that may be asked for; `patch` is every patch token, a matrix an image."""
 INTERPOLATIONS = ("bilinear", "bicubic")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,12 +96,25 @@ def suggestion(name: str) -> str | None:
     return close[0] if close else None
 
 
+def check_rule(embedding: str | None) -> None:
+    """Refuse an embedding rule that there is not; None is the encoder's own.
+
+    Raises:
+        errors.UsageError: it is none of `RULES`.
+    """
+    if embedding is not None and embedding not in RULES:
+        raise errors.UsageError(
+            f"--embedding {embedding} is none of {', '.join(RULES)}.",
+            f"--embedding {(difflib.get_close_matches(embedding, RULES, 1) or ['cls+mean'])[0]}",
+        )
+
+
 def table() -> list[str]:
     """One line an encoder."""
-    lines = [f"{'name':<18}{'dim':>5}  {'embedding':<10}{'weights':<14}licence"]
+    lines = [f"{'name':<18}{'dim':>5}  {'embedding':<10}{'weights':<17}licence"]
     for entry in entries().values():
         way = entry.source.partition(":")[0] + (" (log in)" if entry.gated else "")
-        lines.append(f"{entry.id:<18}{entry.dim:>5}  {entry.embedding:<10}{way:<14}{entry.licence}")
+        lines.append(f"{entry.id:<18}{entry.dim:>5}  {entry.embedding:<10}{way:<17}{entry.licence}")
     return [*lines, "any timm name and hf-hub:OWNER/NAME work too; more: pathfm models NAME"]
 
 

@@ -172,7 +172,7 @@ def anchor(settings: recipe.Recipe) -> PatchNetwork | None:
     if not settings.loss.gram:
         return None
     network = _network(settings, 0.0)
-    origin.load_encoder(settings.loss.gram_anchor, network, settings.model.arch)
+    origin.load_anchor(settings.loss.gram_anchor, network, settings.model.arch)
     assert isinstance(network, PatchNetwork)
     return network.requires_grad_(False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from pathfm_cli.pretrain import sections
+from pathfm_cli.pretrain import masks, sections
 
 Method = Literal["dino", "dinov2"]
 
@@ -75,9 +75,11 @@ class Loss:
     """Run or checkpoint whose encoder is the anchor: an earlier teacher of the same kind."""
 
     def __post_init__(self) -> None:
-        temperatures = ("student_temperature", "teacher_temperature", "teacher_temperature_start")
-        for name in (*temperatures, "kde_concentration", "sinkhorn_iterations"):
+        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
             _check(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}", "above 0")
+        rounds, kernel = self.sinkhorn_iterations, self.kde_concentration
+        _check(1 <= rounds <= 100, f"loss.sinkhorn_iterations is {rounds}", "1 to 100")
+        _check(0 < kernel <= 1000, f"loss.kde_concentration is {kernel}", "above 0, up to 1000")
         epochs = ("teacher_temperature_epochs", "freeze_last_layer_epochs")
         for name in ("ibot", "koleo", "kde", "gram", *epochs):
             _check(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}", "0 or more")
@@ -95,7 +97,7 @@ class Loss:
         return bool(self.koleo or self.kde)
 
 
-def check(method: Method, ibot_head: Head | None, loss: Loss) -> None:
+def check(method: Method, ibot_head: Head | None, loss: Loss, masking: masks.Masking) -> None:
     """See that a recipe asks of its method what that can do.
 
     Raises:
@@ -110,6 +112,17 @@ def check(method: Method, ibot_head: Head | None, loss: Loss) -> None:
         _check(
             two or value == off, f"loss.{name} is {value!r}, but method is dino", "a dinov2 recipe"
         )
+    _check(
+        not two or bool(loss.ibot or loss.gram or loss.centring == "sinkhorn"),
+        "method is dinov2, but all that it adds to dino is off",
+        "--set method=dino, --set loss.ibot=1.0 or --set loss.centring=sinkhorn",
+    )
+    share, (_, most) = masking.share, masking.ratio
+    _check(
+        not loss.ibot or min(share, most) > 0,
+        f"loss.ibot is {loss.ibot}, but masks.share {share} of masks.ratio {most} hides nothing",
+        "--set masks.share=0.5 --set masks.ratio=[0.1,0.5], or --set loss.ibot=0.0",
+    )
     _check(
         ibot_head is None or loss.ibot > 0,
         "ibot_head is there, but loss.ibot is 0",

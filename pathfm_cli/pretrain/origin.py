@@ -4,9 +4,11 @@ Of a file or a run also the projection heads, the student's own weights, the cen
 moments can be taken, see `sections.Start`. Layouts of foreign full checkpoints:
 
 DINO     `teacher`, `student`: `[module.]backbone.*`, `[module.]head.*`; `dino_loss` with `center`
-iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center`
+iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center` and, of
+         patch tokens, `center2`
 DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`;
-         `ibot_head.*` where it has a head of its own, `mask_token` among the encoder's tensors
+         `ibot_head.*` where it has a head of its own, `mask_token` among the encoder's tensors,
+         `ibot_patch_loss.center`
 
 Nothing is unpickled, see `model.files`. What of a file is not used is told on the log.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ log = logging.getLogger("pathfm.pretrain")
 State = dict[str, torch.Tensor]
 
 SCRATCH = "scratch"
+_ANCHOR = "--set loss.gram_anchor=run1/, an earlier run of the same encoder"
 _FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
 _HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
 _IBOT_HEAD = re.compile(r"^(?:module\.)*ibot_head\.(.+)$")
@@ -43,7 +46,10 @@ _HEAD_NAMES = {
     "mlp.bias": "mlp.0.bias",
 }
 """Newer spellings of weight norm, and the perceptron of one layer, to those of `head.DinoHead`."""
-_CENTRES = ("dino_loss", "ibot_loss")
+_CENTRES = (("dino_loss", "center"), ("ibot_loss", "center"))
+_CENTRE_WORDS = {"centre_K": "centre", "patch.centre_K": "centre of patch tokens"}
+_STUDENT = "student.safetensors"
+_PATCH_CENTRES = (("ibot_patch_loss", "center"), ("ibot_loss", "center2"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +73,8 @@ class Source:
     mask_token_D: torch.Tensor | None = None
     """What the student sees in the place of hidden patches, of any shape."""
     centre_K: torch.Tensor | None = None
+    patch_centre_K: torch.Tensor | None = None
+    """The centre of patch tokens."""
     moments: Mapping[str, torch.Tensor] | None = None
     """As `optimiser.safetensors` of a checkpoint: `exp_avg.PARAMETER` and so on."""
 
@@ -79,11 +87,8 @@ def check(settings: recipe.Recipe) -> None:
         errors.UsageError: parts are to be kept of what is no file and no run.
     """
     init, start = settings.model.init, settings.start
-    anchor = settings.loss.gram_anchor
-    if anchor and not Path(anchor).exists():
-        raise errors.InputError(
-            f"{anchor}, to anchor patches at, does not exist.", "--set loss.gram_anchor=run1/"
-        )
+    if settings.loss.gram_anchor:
+        _check_anchor(Path(settings.loss.gram_anchor))
     path = Path(init)
     if path.exists():
         return
@@ -99,16 +104,30 @@ def check(settings: recipe.Recipe) -> None:
         )
 
 
+def _check_anchor(path: Path) -> None:
+    if not path.exists():
+        raise errors.InputError(f"{path}, to anchor patches at, does not exist.", _ANCHOR)
+    if _is_run(path):
+        export.read_info(path)
+    elif path.suffix not in files.SUFFIXES:
+        raise errors.UsageError(
+            f"{path}, to anchor patches at, is no checkpoint: known are "
+            f"{' '.join(files.SUFFIXES)}.",
+            _ANCHOR,
+        )
+
+
 def sources(settings: recipe.Recipe) -> list[Path]:
     """The files that the start is read from, for the identity of the run; none without any."""
     anchor = settings.loss.gram_anchor
+    init, hides = Path(settings.model.init), settings.loss.ibot > 0
     return [
-        *_sources(Path(settings.model.init), settings.start),
-        *(_sources(Path(anchor), sections.Start()) if anchor else []),
+        *_sources(init, settings.start, hides=hides),
+        *(_sources(Path(anchor), sections.Start(), hides=False) if anchor else []),
     ]
 
 
-def _sources(path: Path, start: sections.Start) -> list[Path]:
+def _sources(path: Path, start: sections.Start, *, hides: bool) -> list[Path]:
     if not path.exists():
         return []
     if not _is_run(path):
@@ -116,10 +135,12 @@ def _sources(path: Path, start: sections.Start) -> list[Path]:
     found = [artifacts.resolve(path)]
     if start != sections.Start():
         found += sorted(_newest(path).glob("*.safetensors"))
+    elif hides and (kept := _kept(path)):
+        found.append(kept[-1] / _STUDENT)
     return found
 
 
-def load_encoder(path: str, network: nn.Module, arch: str) -> None:
+def load_anchor(path: str, network: nn.Module, arch: str) -> None:
     """Load the encoder of a run, an export or a checkpoint file into a `networks.Network`.
 
     Raises:
@@ -127,8 +148,11 @@ def load_encoder(path: str, network: nn.Module, arch: str) -> None:
         errors.UsageError: it does not fit.
     """
     where = Path(path)
-    source = _run(where, sections.Start()) if _is_run(where) else _file(where)
-    _load_encoder(network, source, source.encoder, arch)
+    source = _run(where, sections.Start(), hides=False) if _is_run(where) else _file(where)
+    try:
+        _load_encoder(network, source, source.encoder, arch)
+    except errors.UsageError as error:
+        raise errors.UsageError(f"As an anchor of patches: {error}", _ANCHOR) from error
 
 
 def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> Source | None:
@@ -154,7 +178,8 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
     if not path.exists():
         source = _published(init)
     else:
-        source = _run(path, start) if _is_run(path) else _file(path)
+        hides = getattr(student, "mask_token", None) is not None
+        source = _run(path, start, hides=hides) if _is_run(path) else _file(path)
     own = source.student if start.student == "own" else source.encoder
     if own is None:
         raise transplant.lacks(init, "student", "--set start.student=teacher")
@@ -171,8 +196,12 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
             heads = (source.teacher_ibot_head, source.student_ibot_head or source.teacher_ibot_head)
             for network, head in zip(both, heads, strict=True):
                 transplant.head(network, "ibot_head", head, init)
+        elif source.teacher_ibot_head and not source.foreign:
+            left.append("ibot_head")
     if transplant.mask_token(both, source.mask_token_D, init):
         left = [name for name in left if not _MASK_TOKEN.match(name)]
+    elif getattr(student, "mask_token", None) is not None:
+        log.info("mask token: zero, as %s has none", source.name)
     _tell(source, start, left)
     return source
 
@@ -193,16 +222,9 @@ def carry(
     if source is None:
         return
     if start.centre == "keep":
-        if source.centre_K is None:
-            raise transplant.lacks(source.name, "centre", "--set start.centre=fresh")
-        buffer = centre.get_buffer("centre_K")
-        if source.centre_K.numel() != buffer.numel():
-            raise errors.UsageError(
-                f"The centre of {source.name} has {source.centre_K.numel()} prototypes, "
-                f"not {buffer.numel()}.",
-                f"--set head.prototypes={source.centre_K.numel()}",
-            )
-        buffer.copy_(source.centre_K.flatten())
+        found = {"centre_K": source.centre_K, "patch.centre_K": source.patch_centre_K}
+        for name, buffer in centre.named_buffers():
+            transplant.centre(buffer, found[name], _CENTRE_WORDS[name], source.name)
     if start.moments == "keep":
         if source.moments is None:
             raise transplant.lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
@@ -213,14 +235,18 @@ def _is_run(path: Path) -> bool:
     return path.is_dir() or files.is_exported(path)
 
 
+def _kept(path: Path) -> list[Path]:
+    """The checkpoints of a run, the newest last; an export has none."""
+    return folder.checkpoints((path if path.is_dir() else path.parent) / folder.CHECKPOINTS)
+
+
 def _newest(path: Path) -> Path:
     """The last checkpoint of a run.
 
     Raises:
         errors.InputError: it keeps none, as an export does not.
     """
-    home = (path if path.is_dir() else path.parent) / folder.CHECKPOINTS
-    if not (found := folder.checkpoints(home)):
+    if not (found := _kept(path)):
         raise errors.InputError(
             f"{path} keeps no checkpoint, only the teacher's encoder.",
             "start from it alone: --set start.student=teacher --set start.heads=fresh "
@@ -229,7 +255,8 @@ def _newest(path: Path) -> Path:
     return found[-1]
 
 
-def _run(path: Path, start: sections.Start) -> Source:
+def _run(path: Path, start: sections.Start, *, hides: bool) -> Source:
+    """A run or an export; with `hides`, the mask token is wanted where there is one."""
     file = artifacts.resolve(path)
     if not file.is_file():
         raise errors.InputError(
@@ -237,7 +264,9 @@ def _run(path: Path, start: sections.Start) -> Source:
         )
     encoder = files.read(file)
     if start == sections.Start():
-        return Source(name=str(path), foreign=False, encoder=encoder)
+        kept = _kept(path) if hides else []
+        token = files.read(kept[-1] / _STUDENT).get("mask_token") if kept else None
+        return Source(name=str(path), foreign=False, encoder=encoder, mask_token_D=token)
     newest = _newest(path)
     student, teacher, centre, moments = (
         files.read(newest / f"{name}.safetensors")
@@ -254,6 +283,7 @@ def _run(path: Path, start: sections.Start) -> Source:
         student_ibot_head=_below(student, "ibot_head.") or None,
         mask_token_D=student.get("mask_token"),
         centre_K=centre.get("centre_K"),
+        patch_centre_K=centre.get("patch.centre_K"),
         moments=moments,
     )
 
@@ -277,7 +307,8 @@ def _file(path: Path) -> Source:
         teacher_ibot_head=_head(teacher, _IBOT_HEAD),
         student_ibot_head=_head(student, _IBOT_HEAD),
         mask_token_D=_mask_token(student) if student else _mask_token(encoder),
-        centre_K=_centre(content),
+        centre_K=_centre(content, _CENTRES),
+        patch_centre_K=_centre(content, _PATCH_CENTRES),
     )
 
 
@@ -310,12 +341,12 @@ def _branch(content: Any, name: str, path: Path) -> Mapping[str, torch.Tensor] |
     return None
 
 
-def _centre(content: Any) -> torch.Tensor | None:
+def _centre(content: Any, places: Sequence[tuple[str, str]]) -> torch.Tensor | None:
     for table in _tables(content):
-        for name in _CENTRES:
+        for name, key in places:
             loss = table.get(name)
             inner = loss if isinstance(loss, Mapping) else {}
-            found = inner.get("center", table.get(f"{name}.center"))
+            found = inner.get(key, table.get(f"{name}.{key}"))
             if isinstance(found, torch.Tensor):
                 return found.float()
     return None
@@ -364,7 +395,8 @@ def _load_encoder(
 
 def _tell(source: Source, start: sections.Start, left: list[str]) -> None:
     """Say on the log what of the source is not used."""
-    used = set(_CENTRES) if start.centre == "keep" else set()
+    places = (*_CENTRES, *_PATCH_CENTRES) if start.centre == "keep" else ()
+    used = {name for name, _ in places}
     if start.student == "own" or start.heads == "keep":
         used.add("student")
     names = [n for n in dict.fromkeys([*source.beside, *left]) if n.partition(".")[0] not in used]

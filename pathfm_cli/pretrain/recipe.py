@@ -184,7 +184,7 @@ class Recipe:
     train: Train
 
     def __post_init__(self) -> None:
-        objective.check(self.method, self.ibot_head, self.loss)
+        objective.check(self.method, self.ibot_head, self.loss, self.masks)
         _check(
             self.start.centre == "fresh" or self.loss.centring == "ema",
             "start.centre is 'keep', but Sinkhorn-Knopp has none",

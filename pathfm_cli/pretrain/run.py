@@ -184,7 +184,7 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
     """How the batch is shared here.
 
     Raises:
-        errors.UsageError: it cannot be shared evenly, or not at all.
+        errors.UsageError: it cannot be shared evenly, or not at all, or a part is too small.
     """
     train = settings.train
     found = share.share(
@@ -202,6 +202,12 @@ def shared(settings: recipe.Recipe, machine: Machine, processes: int) -> share.S
         raise errors.UsageError(
             f"loss.{name} compares all images of a batch; here it is {found}.",
             f"--accumulate 1, --set loss.spread_over=rank, or --set loss.{name}=0.0",
+        )
+    seen = found.batch_size if loss.spread_over == "ranks" else found.at_once
+    if loss.koleo and seen < 2:
+        raise errors.UsageError(
+            f"loss.koleo compares images, and here it sees one at a time: {found}.",
+            f"--set train.batch_size={2 * found.processes * found.parts}, or --set loss.koleo=0.0",
         )
     return found
 

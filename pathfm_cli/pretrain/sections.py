@@ -56,6 +56,8 @@ class Model:
             value = getattr(self, name)
             holds = value is None or 1 <= value <= most
             check(holds, f"model.{name} is {value}", f"1 to {most}")
+        registers = self.reg_tokens or 0
+        check(0 <= registers <= 1024, f"model.reg_tokens is {registers}", "0 to 1024")
 
     def kwargs(self) -> dict[str, Any]:
         """The arguments that differ from the architecture's own, for `vit.build`."""

@@ -6,6 +6,7 @@ need no one else. Of a network that is not shared, all functions give what is th
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def split(network: nn.Module, device: torch.device) -> None:
     """
     from torch.distributed import device_mesh, fsdp
 
+    # What a network returns are parts of larger tensors, and nothing changes them in place.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(.*\) returned a view tensor")
     mesh = device_mesh.init_device_mesh(device.type, (distributed.get_world_size(),))
     blocks: Any = getattr(network.get_submodule("backbone"), "blocks", ())
     for module in (*blocks, network):

@@ -70,6 +70,23 @@ def mask_token(networks: Sequence[nn.Module], token: torch.Tensor | None, init: 
     return True
 
 
+def centre(buffer_K: torch.Tensor, found_K: torch.Tensor | None, words: str, init: str) -> None:
+    """Load a centre; `words` call it by its name.
+
+    Raises:
+        errors.InputError: there is none.
+        errors.UsageError: another number of prototypes.
+    """
+    if found_K is None:
+        raise lacks(init, words, "--set start.centre=fresh")
+    if found_K.numel() != buffer_K.numel():
+        raise errors.UsageError(
+            f"The {words} of {init} has {found_K.numel()} prototypes, not {buffer_K.numel()}.",
+            "--set start.centre=fresh, or the number of prototypes that it was trained with",
+        )
+    buffer_K.copy_(found_K.flatten())
+
+
 def moments(
     found: Mapping[str, torch.Tensor],
     student: nn.Module,

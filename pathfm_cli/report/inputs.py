@@ -62,6 +62,29 @@ class Scores:
         found = found.get("name") if isinstance(found, Mapping) else found
         return str(found or "")
 
+    @property
+    def method(self) -> str:
+        """Of a probe, what was trained; else the task."""
+        return (
+            str(self.header.settings.get("method", "linear")) if self.task == "probe" else self.task
+        )
+
+    @property
+    def terms(self) -> str:
+        """Under what a score compares: protocol or method, and what is not as in a plain probe."""
+        settings = self.header.settings
+        shots, folds = settings.get("shots"), settings.get("folds")
+        made = f"{folds} folds" if isinstance(folds, int) else f"folds of {folds}"
+        said = [
+            self.protocol or self.method,
+            f"{shots} images a class" if shots else "",
+            made if folds is not None else "",
+        ]
+        for name, usual in (("train", "train"), ("select", "val"), ("test", "test")):
+            if (found := settings.get(name, usual)) != usual:
+                said.append(f"{name} {found}")
+        return ", ".join(filter(None, said))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Embeddings:

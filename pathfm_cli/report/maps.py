@@ -20,6 +20,9 @@ F64 = npt.NDArray[np.float64]
 def section(embeddings: inputs.Embeddings) -> str:
     """Everything about one `embeddings` artifact."""
     header = embeddings.header
+    kind = pl.read_parquet_schema(embeddings.path)["embedding"]
+    if isinstance(kind, pl.Array) and isinstance(kind.inner, pl.Array):
+        return _of_tokens(header, kind.shape)
     frame = artifacts.read_table(embeddings.path, "embeddings").frame
     usable = frame.filter(pl.col("embedding").is_not_null())
     facts = {
@@ -36,6 +39,19 @@ def section(embeddings: inputs.Embeddings) -> str:
     else:
         drawn = f'<div class="charts">{"".join(_planes(thin, vectors))}</div>'
     return tables.facts(facts) + drawn + tables.settings(header.settings)
+
+
+def _of_tokens(header: artifacts.Header, shape: tuple[int, ...]) -> str:
+    """What is said of patch tokens, (T, K) an image: too many to read, and no point each."""
+    facts = {
+        "rows": header.rows,
+        "without a vector": header.failed or None,
+        "model": header.settings.get("model"),
+        "from": ", ".join(header.parents),
+        "id": header.id,
+    }
+    said = f'<p class="note">{shape[0]} patch tokens of {shape[1]} numbers an image: no map.</p>'
+    return tables.facts(facts) + said + tables.settings(header.settings)
 
 
 def principal(vectors: F64) -> tuple[F64, F64]:

@@ -57,32 +57,31 @@ def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
             else tables.interval(low, value, high)
         )
         said = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        how = one.header.settings.get("method", "linear") if one.task == "probe" else one.task
         others = [numbers.get("accuracy"), numbers.get("ece")]
         others += [free.get(_source(one), {}).get(name) for name in LABEL_FREE]
-        model = str(one.scored.get("model", ""))
-        row = (one.name, model, how, float(value), said, bar, *others)
-        boards.setdefault((_data_set(one), one.protocol or how), []).append((value, row))
+        encoder = one.header.settings.get("encoder")  # of segment
+        known = one.scored or (encoder if isinstance(encoder, dict) else {})
+        model = str(known.get("model", ""))
+        row = (one.name, model, one.method, float(value), said, bar, *others)
+        boards.setdefault((_data_set(one), one.terms), []).append((value, row))
     if sum(map(len, boards.values())) < 2:
         return ""
     heads = ["scores", "model", "method", "score", "95 % interval", "0 to 1", "accuracy", "ECE"]
     heads += LABEL_FREE.values()
     parts = ["<h3>Leaderboard</h3>"]
-    for (data, protocol), rows in sorted(boards.items()):
+    for (data, terms), rows in sorted(boards.items()):
         ranked = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
-        parts.append(f"<h4>{page.text(data)}, {page.text(protocol)}</h4>")
+        parts.append(f"<h4>{page.text(data)}, {page.text(terms)}</h4>")
         parts.append(tables.table(heads, ranked))
     parts.append(
         '<p class="note">The score is balanced accuracy (probe) or Dice (segment). One table a '
-        "data set and protocol: across tables nothing compares; intervals that overlap tell "
+        "data set and way of scoring: across tables nothing compares; intervals that overlap tell "
         "little apart.</p>"
     )
     return "".join(parts)
 
 
 def _data_set(one: inputs.Scores) -> str:
-    if one.task == "segment":
-        return "consep"
     name = str(one.scored.get("task", "data set not named"))
     return f"{name} (not complete)" if one.scored.get("partial") else name
 
@@ -171,8 +170,7 @@ def _of_probes(scored: Sequence[inputs.Scores], column: str) -> list[charts.Seri
         value = one.header.metrics.get("balanced_accuracy")
         at = free.get(_source(one), {}).get(column)
         if _finite(value) and _finite(at):
-            how = one.protocol or one.header.settings.get("method", "linear")
-            name = f"probes of {_data_set(one)}, {how}"
+            name = f"probes of {_data_set(one)}, {one.terms}"
             groups.setdefault(name, []).append((at, value, one.name))  # type: ignore[arg-type]
     return [
         charts.Series(name, *(list(part) for part in zip(*points, strict=True)))  # type: ignore[arg-type]

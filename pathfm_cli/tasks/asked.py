@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,15 @@ def folds(text: str | None) -> int | str | None:
     """A number of folds to make, or the column that names them.
 
     Raises:
-        errors.UsageError: fewer than 2 or more than `MAX_FOLDS`.
+        errors.UsageError: fewer than 2 or more than `MAX_FOLDS`, or no whole number.
     """
     try:
         count = int(text or "")
     except ValueError:
+        if text and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text):
+            raise errors.UsageError(
+                f"--folds {text} is no whole number.", "--folds 5, or a column's name"
+            ) from None
         return text
     if not 2 <= count <= MAX_FOLDS:
         raise errors.UsageError(f"--folds {count} is not in 2..{MAX_FOLDS}.", "--folds 5")

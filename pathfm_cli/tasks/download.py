@@ -61,6 +61,8 @@ def download(
     resources: Sequence[base.Resource],
     root: Path,
     progress: Report = lambda done, total: None,
+    *,
+    mirror: str | None = None,
 ) -> list[str]:
     """Fetch and unpack what is not there yet.
 
@@ -69,6 +71,7 @@ def download(
         resources: as `sources` returns them.
         root: the data folder; made if it is not there.
         progress: see `Report`.
+        mirror: as given to `sources`, for the hint of a failure.
 
     Returns:
         What was made under `root`; empty where all was there.
@@ -82,7 +85,7 @@ def download(
         if present(root, resource):
             continue
         root.mkdir(parents=True, exist_ok=True)
-        archive = fetch(resource, root, facts.name, progress)
+        archive = fetch(resource, root, facts.hint(root, mirror), progress)
         unpack(archive, root, resource)
         os.sync()
         archive.unlink()
@@ -102,7 +105,7 @@ def present(root: Path, resource: base.Resource) -> bool:
 def fetch(
     resource: base.Resource,
     root: Path,
-    name: str,
+    again: str,
     progress: Report = lambda done, total: None,
     *,
     pause_s: float = 1.0,
@@ -112,7 +115,7 @@ def fetch(
     Args:
         resource: what.
         root: where to.
-        name: of the data set, for messages.
+        again: the command that goes on where this one failed.
         progress: see `Report`.
         pause_s: wait before the first retry; doubled each time.
 
@@ -136,8 +139,8 @@ def fetch(
             if failures >= ATTEMPTS:
                 raise errors.PathfmError(
                     f"{resource.url} cannot be fetched: {_reason(error)} "
-                    f"({_size(part):,} bytes are here).",
-                    f"pathfm tasks {name} --download --accept-licence goes on from there",
+                    f"({_size(part):,} bytes are here; the same command goes on).",
+                    again,
                 ) from error
             time.sleep(pause_s * 2 ** (failures - 1))
     _check(resource, part)

@@ -24,10 +24,11 @@ import torch
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.model import transform, weights
-from pathfm_cli.tasks import ranks, source
+from pathfm_cli.tasks import ranks, source, storage
 
 CHUNK = 2048
-"""Rows written together; a killed run loses at most these, and a reader takes them at once."""
+"""Rows written together, fewer where they are large; a killed run loses at most these, and a reader
+takes them at once."""
 REMOTE_READERS = 32
 """Threads that wait for patches of remote slides, unless told otherwise."""
 LARGE = 4
@@ -93,7 +94,7 @@ def embed(
     Raises:
         errors.OutputClash: `out` holds something else.
         errors.TooManyFailures: more images failed than allowed; finished chunks are kept.
-        errors.PathfmError: the device has not enough memory for the batch.
+        errors.PathfmError: the device has not enough memory for the batch, or the disk no room.
     """
     header = _header(data, encoder, out)
     if record := artifacts.finished(out, header, overwrite=overwrite):
@@ -105,9 +106,8 @@ def embed(
         if joined.leads:
             failures = _failures(parts.scan())
             attached = {} if data.table is None else {"slides": _slides(data, data.table)}
-            artifacts.write_table(
-                out, parts.scan(), header, attached=attached, row_group_rows=CHUNK
-            )
+            rows = storage.chunk_rows(encoder.shape, CHUNK)
+            artifacts.write_table(out, parts.scan(), header, attached=attached, group_rows=rows)
             parts.discard()
         joined.wait()
     return Embedded(artifacts.read_header(out, "embeddings").record(out), True, failures)
@@ -133,7 +133,8 @@ def summary(done: Embedded, data: source.Source, encoder: weights.Encoder) -> li
     """Lines for a person."""
     record = done.record
     good = record["rows"] - len(done.failures)
-    return [f"{good} {data.what} as {encoder.dim} numbers each ({encoder.name}): {record['path']}"]
+    each = " x ".join(map(str, encoder.shape))
+    return [f"{good} {data.what} as {each} numbers each ({encoder.name}): {record['path']}"]
 
 
 def _header(
@@ -169,10 +170,12 @@ def _write_parts(
 ) -> list[tuple[str, str]]:
     """Compute this process's chunks that are not there yet; return the failures of what is."""
     total, finished = data.rows.height, parts.done()
-    chunks = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
-    mine = [chunk for chunk in chunks if joined.mine(chunk.start // CHUNK)]
-    missing = [chunk for chunk in mine if chunk.start // CHUNK not in finished]
+    step = storage.chunk_rows(encoder.shape, CHUNK)
+    chunks = [range(first, min(first + step, total)) for first in range(0, total, step)]
+    undone = [chunk for chunk in chunks if chunk.start // step not in finished]
+    missing = [chunk for chunk in undone if joined.mine(chunk.start // step)]
     done = total - sum(map(len, missing))
+    storage.check_room(parts.folder, encoder.shape, sum(map(len, undone)), total)
     failures = _failures(parts.scan()) if finished else []
     _check_failures(failures, reading.max_failed, f"{done} {data.what}")
     for number, frame in _chunks(data, encoder, missing, reading, progress) if missing else ():
@@ -201,6 +204,7 @@ def _chunks(
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """Yield the number and the rows of each chunk."""
     size = reading.batch_size or fitting_batch(encoder)
+    step = storage.chunk_rows(encoder.shape, CHUNK)
     batches = [chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size)]
     done = data.rows.height - sum(map(len, chunks))
     features: list[Features] = []
@@ -210,15 +214,15 @@ def _chunks(
         reasons += lost
         done += len(batch)
         progress(done, data.rows.height)
-        if batch.stop % CHUNK == 0 or batch.stop == data.rows.height:
+        if batch.stop % step == 0 or batch.stop == data.rows.height:
             first = batch.stop - len(reasons)
             meta = data.rows[first : batch.stop]
-            yield first // CHUNK, _frame(meta, np.concatenate(features), reasons)
+            yield first // step, _frame(meta, np.concatenate(features), reasons)
             features, reasons = [], []
 
 
 def _frame(meta: pl.DataFrame, features: Features, reasons: Sequence[str | None]) -> pl.DataFrame:
-    embedding = pl.Series("embedding", features, pl.Array(pl.Float32, features.shape[1]))
+    embedding = pl.Series("embedding", features, pl.Array(pl.Float32, features.shape[1:]))
     failed = pl.Series("error", reasons, pl.String)
     return meta.with_columns(embedding, failed).with_columns(
         pl.when(pl.col("error").is_null()).then("embedding").alias("embedding")
@@ -249,7 +253,7 @@ def _forward(
 
 def _encode(encoder: weights.Encoder, images: Sequence[source.Image]) -> torch.Tensor:
     if not images:
-        return torch.empty((0, encoder.dim))
+        return torch.empty((0, *encoder.shape))
     try:
         return encoder.encode(images)
     except torch.OutOfMemoryError as error:
@@ -264,9 +268,9 @@ def _collect(
 ) -> tuple[range, Features, list[str | None]]:
     """Put the features in their rows; a row that failed is zero and has its reason."""
     usable = np.array([reason is None for reason in reasons])
-    features = np.zeros((len(batch), encoded.shape[1]), np.float32)
+    features = np.zeros((len(batch), *encoded.shape[1:]), np.float32)
     features[usable] = encoded.cpu().numpy()
-    for place in np.flatnonzero(~np.isfinite(features).all(axis=1)):
+    for place in np.flatnonzero(~np.isfinite(features.reshape(len(batch), -1)).all(axis=1)):
         features[place], reasons[place] = 0, "the encoder's output is not finite"
     return batch, features, reasons
 

@@ -50,7 +50,8 @@ def measure(
     table = scores.place(out).table if out else None
     if table and (old := artifacts.finished(table, header, overwrite=overwrite)):
         again = _by_step(artifacts.read_table(table, "scores").frame)
-        return scores.Result(_record(old, again), ("up to date",), _lines(again, old["metrics"]))
+        said = (*scores.notes(table), "up to date")
+        return scores.Result(_record(old, again), said, _lines(again, old["metrics"]))
     measured: dict[int, dict[str, float]] = {}
     for place, (step, path) in enumerate(found.items()):
         with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
@@ -103,8 +104,12 @@ def _publish(
     header = artifacts.Header(
         kind=header.kind, parents=header.parents, settings=header.settings, metrics=last
     )
-    record = scores.write(out, scores.table(rows), header, {}) if out else scores.unsaved(header)
-    return scores.Result(_record(record, measured), odcorr.notes(last), _lines(measured, last))
+    notes = odcorr.notes(last)
+    document = {"notes": notes}
+    record = (
+        scores.write(out, scores.table(rows), header, document) if out else scores.unsaved(header)
+    )
+    return scores.Result(_record(record, measured), notes, _lines(measured, last))
 
 
 def _record(

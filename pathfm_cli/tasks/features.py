@@ -193,6 +193,7 @@ def _open_parquet(path: Path) -> Features:
     header = artifacts.read_header(path, "embeddings") if own else None
     parent = f"embeddings:{header.id}" if header else _content(path)
     kind = schema.get("embedding")
+    refuse_tokens(path, kind)
     if not isinstance(kind, pl.List | pl.Array) or not kind.inner.is_float():
         has = ", ".join(schema)
         raise errors.InputError(f"{path} has no float list `embedding` (it has {has}).", _FORMATS)
@@ -208,6 +209,24 @@ def _open_parquet(path: Path) -> Features:
 def _images(header: artifacts.Header) -> str:
     """The parent that is no encoder."""
     return next((name for name in header.parents if not name.startswith("encoder:")), "")
+
+
+def refuse_tokens(path: Path, kind: pl.DataType | None) -> None:
+    """Refuse matrices where a vector an image is needed.
+
+    Args:
+        path: for the message.
+        kind: type of the column `embedding`.
+
+    Raises:
+        errors.InputError: each image has several vectors, as its patch tokens.
+    """
+    if isinstance(kind, pl.List | pl.Array) and isinstance(kind.inner, pl.List | pl.Array):
+        shape = f" ({' x '.join(map(str, kind.shape))})" if isinstance(kind, pl.Array) else ""
+        raise errors.InputError(
+            f"{path} holds patch tokens, a matrix an image{shape}; one vector an image is needed.",
+            "embed again with --embedding cls or cls+mean",
+        )
 
 
 def _describe(

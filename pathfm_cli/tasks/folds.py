@@ -14,7 +14,11 @@ from pathfm_cli.tasks import features, labelled
 
 
 def prepare(
-    source: features.Features, folds: int | str, by: str, select: str
+    source: features.Features,
+    folds: int | str,
+    by: str,
+    select: str,
+    choice: str = labelled.CHOSEN,
 ) -> list[labelled.Data]:
     """One choice of rows a fold: it is reported, the others train.
 
@@ -24,6 +28,7 @@ def prepare(
         by: column of what stays together where folds are made; a row without a value stands alone.
         select: `val`, the next fold chooses the state and does not train; `test`, the reported
             fold chooses; `last`, none does.
+        choice: what that fold chooses, for the notes.
 
     Raises:
         errors.UsageError: no such column.
@@ -38,7 +43,7 @@ def prepare(
         names, fold = [str(number) for number in range(folds)], deal(source, rows, folds, by)
     else:
         rows, names, fold = _named(source, rows, folds)
-    return [_one(source, rows, fold, names, number, select) for number in range(len(names))]
+    return [_one(source, rows, fold, names, at, select, choice) for at in range(len(names))]
 
 
 def deal(
@@ -52,12 +57,7 @@ def deal(
         errors.UsageError: no such column.
         errors.InputError: fewer groups than folds.
     """
-    if by not in source.table.columns:
-        has = [name for name in features.COLUMNS if name in source.table.columns]
-        raise errors.UsageError(
-            f"{source.path} has no column {by!r} to keep rows together by.",
-            f"--by {has[0]} (it has {', '.join(has)})",
-        )
+    labelled.check_by(source, by)
     keys = source.table[by].gather(rows).cast(pl.String)
     alone = pl.Series([f"row {row}" for row in rows], dtype=pl.String)
     frame = pl.DataFrame(
@@ -108,6 +108,7 @@ def _one(
     names: list[str],
     number: int,
     select: str,
+    choice: str,
 ) -> labelled.Data:
     chooses = (number + 1) % len(names) if select == "val" and len(names) > 2 else None
     train = (fold != number) & (fold != chooses)
@@ -121,10 +122,7 @@ def _one(
     classes, labels = labelled.number(source, called, parts)
     notes = []
     if select != "last" and chooses is None:
-        notes.append(
-            "the best state of each run is chosen on the fold that is reported, so the score is "
-            "optimistic"
-        )
+        notes.append(f"{choice} is chosen on the fold that is reported, so the score is optimistic")
     by_role = {"val": "val" if chooses is not None else "test", "test": "test", "last": None}
     return labelled.Data(source, called, classes, parts, labels, tuple(notes), by_role[select])
 

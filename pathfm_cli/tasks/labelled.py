@@ -18,6 +18,8 @@ from pathfm_cli import errors
 from pathfm_cli.tasks import features
 
 ROLES = ("train", "val", "test")
+CHOSEN = "the best state of each run"
+"""What a split chooses, unless a method says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +48,12 @@ class Data:
         return "test" if "test" in self.names else "val"
 
 
-def prepare(source: features.Features, wanted: Mapping[str, str], select: str = "val") -> Data:
+def prepare(
+    source: features.Features,
+    wanted: Mapping[str, str],
+    select: str = "val",
+    choice: str = CHOSEN,
+) -> Data:
     """Choose the rows of every role and number the classes.
 
     Args:
@@ -54,6 +61,7 @@ def prepare(source: features.Features, wanted: Mapping[str, str], select: str = 
         wanted: name of the split for each of `ROLES`. A role under its own name may be absent.
         select: `val`, where there is one, else what is reported; `test`, what is reported; or
             `last`, none.
+        choice: what that split chooses, for the notes.
 
     Raises:
         errors.InputError: no column `label` or `split`, no train or nothing to report, one class
@@ -77,11 +85,26 @@ def prepare(source: features.Features, wanted: Mapping[str, str], select: str = 
             )
     classes, labels = number(source, names, rows)
     unlabelled = sum(len(every[role]) - len(rows[role]) for role in rows)
-    notes = _selection_notes(names, select) + _notes(source, names, unlabelled)
+    notes = _selection_notes(names, select, choice) + _notes(source, names, unlabelled)
     notes += _missing_classes(classes, labels)
     report = "test" if "test" in names else "val"
     chooses = {"val": "val" if "val" in names else "test", "test": report, "last": None}[select]
     return Data(source, names, classes, rows, labels, tuple(notes), chooses)
+
+
+def check_by(source: features.Features, by: str) -> None:
+    """See that there is a column of what belongs together.
+
+    Raises:
+        errors.UsageError: no such column.
+    """
+    if by not in source.table.columns:
+        has = [name for name in features.COLUMNS if name in source.table.columns]
+        known = f" (it has {', '.join(has)})" if has else ""
+        raise errors.UsageError(
+            f"{source.path} has no column {by!r} to keep rows together by{known}.",
+            f"--by {has[0]}" if has else "leave --by out",
+        )
 
 
 def units(
@@ -167,23 +190,23 @@ def _ordered(known: pl.Series, settings: Mapping[str, Any]) -> pl.Series:
     return known
 
 
-def _selection_notes(names: Mapping[str, str], select: str) -> list[str]:
-    """Say it where the split that is reported chose the state."""
+def _selection_notes(names: Mapping[str, str], select: str, choice: str) -> list[str]:
+    """Say it where the split that is reported chose."""
     notes = []
     if select == "test" and len(names) == 3:
         notes.append(
-            f"--select test: the best state of each run is chosen on {names['test']}, the split "
-            "that is reported, so the score is optimistic"
+            f"--select test: {choice} is chosen on {names['test']}, the split that is reported, so "
+            "the score is optimistic"
         )
     if select != "last" and "val" not in names:
         notes.append(
-            f"no split val: the best state of each run is chosen on {names['test']}, the split "
-            "that is reported, so the score is optimistic"
+            f"no split val: {choice} is chosen on {names['test']}, the split that is reported, so "
+            "the score is optimistic"
         )
     if select != "last" and "test" not in names:
         notes.append(
-            f"no split test: the score is of {names['val']}, which also chose the best state of "
-            "each run, so it is optimistic"
+            f"no split test: the score is of {names['val']}, which also chose {choice}, so it is "
+            "optimistic"
         )
     return notes
 

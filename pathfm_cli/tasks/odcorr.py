@@ -151,15 +151,17 @@ def odcorr(
     said = {**settings(split), **scored(source)}
     header = artifacts.Header(kind="scores", parents=(source.parent,), settings=said)
     if out and (old := artifacts.finished(scores.place(out).table, header, overwrite=overwrite)):
-        return scores.Result(old, ("up to date",), lines(old["metrics"]))
+        told = (*scores.notes(out), "up to date")
+        return scores.Result(old, told, lines(old["metrics"]))
     numbers, found = timed(source, rows, device, progress)
     table = scores.table(
         (name, split or "", None, value) for name, value in numbers.items() if name != "seconds"
     )
     header = dataclasses.replace(header, metrics=numbers)
-    details = {"spectrum": found.variances_R.tolist()}
-    record = scores.write(out, table, header, details) if out else scores.unsaved(header)
-    return scores.Result(record, notes(numbers), lines(numbers))
+    said_of_rows = notes(numbers)
+    document = {"notes": said_of_rows, "spectrum": found.variances_R.tolist()}
+    record = scores.write(out, table, header, document) if out else scores.unsaved(header)
+    return scores.Result(record, said_of_rows, lines(numbers))
 
 
 def timed(

@@ -9,6 +9,7 @@ import polars as pl
 from PIL import Image, ImageDraw
 
 from pathfm_cli import artifacts, disk, errors
+from pathfm_cli.tasks import features
 from pathfm_cli.wsi import pyramid
 
 SIDE_PX = 900
@@ -22,8 +23,9 @@ def pca_map(embeddings: Path, picture: Path) -> None:
     The three components fill red, green and blue, each between its 2nd and 98th percentile.
 
     Raises:
-        errors.InputError: not embeddings of slide patches, or fewer than 4 of them.
+        errors.InputError: not embeddings of slide patches, fewer than 4 of them, or patch tokens.
     """
+    features.refuse_tokens(embeddings, pl.read_parquet_schema(embeddings).get("embedding"))
     table = artifacts.read_table(embeddings, "embeddings")
     if any(name not in table.frame.columns for name in POSITIONS) or "slides" not in table.attached:
         raise errors.InputError(

@@ -68,7 +68,7 @@ def probe(
         settings["scored"] = scored
     made = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings)
     if out and (old := artifacts.finished(scores.place(out).table, made, overwrite=overwrite)):
-        told = (*source.incomplete(), "up to date")
+        told = (*scores.notes(out), "up to date")
         return Result(old, told, (), predictions.read(scores.place(out).table))
     start = time.perf_counter()
     parts = _parts(source, config)
@@ -131,9 +131,11 @@ def expected(source: features.Features, config: protocols.Config) -> predictions
 
 
 def _parts(source: features.Features, config: protocols.Config) -> list[labelled.Data]:
+    if config.by != "group":
+        labelled.check_by(source, config.by)
     if config.folds is None:
-        return [labelled.prepare(source, config.splits(), config.chooser)]
-    parts = folds.prepare(source, config.folds, config.by, config.chooser)
+        return [labelled.prepare(source, config.splits(), config.chooser, config.chosen)]
+    parts = folds.prepare(source, config.folds, config.by, config.chooser, config.chosen)
     folds.same_classes(parts)
     return parts
 

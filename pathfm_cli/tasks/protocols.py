@@ -175,7 +175,7 @@ class Config:
     folds: int | str | None = None
     """Cross-validation instead of the splits: a number of folds, or the column that names them."""
     by: str = "group"
-    """Column of what stays together in the folds that are made, and is resampled together."""
+    """Column of what is resampled together for intervals, and kept together in folds."""
     lr_scales: tuple[float, ...] = ()
     """Of `linear`: factors on the learning rate to try beside 1; they choose nothing."""
 
@@ -190,8 +190,6 @@ class Config:
                 f"--protocol {self.protocol} is one of --method linear, not of {self.method}.",
                 "leave one of them out",
             )
-        if self.by != "group" and not isinstance(self.folds, int):
-            raise errors.UsageError("--by goes with a number of folds.", "--folds 5 --by slide")
         if self.lr_scales and self.method != "linear":
             raise errors.UsageError(
                 f"--method {self.method} has no learning rate.", "leave --lr-scales out"
@@ -221,6 +219,11 @@ class Config:
         """As `select`; `last` where the method chooses nothing, whatever was asked."""
         return "last" if self.method in UNSELECTIVE else self.select
 
+    @property
+    def chosen(self) -> str:
+        """What a split chooses, in words."""
+        return "C" if self.method == "logreg" else "the best state of each run"
+
     def splits(self) -> dict[str, str]:
         """Name of the split for each role."""
         return {role: getattr(self, role) for role in ("train", "val", "test")}
@@ -238,7 +241,7 @@ class Config:
             del settings["neighbours"]
         if self.folds is not None:
             del settings["train"], settings["val"], settings["test"]
-        if not isinstance(self.folds, int):
+        if self.by == "group" and not isinstance(self.folds, int):
             del settings["by"]
         return settings
 

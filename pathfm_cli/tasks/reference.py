@@ -11,7 +11,11 @@ from importlib import resources
 from typing import Any
 
 from pathfm_cli import errors
+from pathfm_cli.model import zoo
 from pathfm_cli.tasks import protocols
+
+SIDE_PX = 224
+"""Input of the evaluation protocols."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def check(
 
     Args:
         name: of the table.
-        settings: of the embeddings: `task`, `model` and `partial`.
+        settings: of the embeddings: `task`, `model`, `partial`, and how the encoder was applied.
         score: balanced accuracy.
         config: how the score came about.
         reported: name of the split that is reported. Where the table has a score of it under
@@ -158,6 +162,20 @@ def check(
     return Check(found, task, score, table.tolerance)
 
 
+def _input_differences(settings: Mapping[str, Any]) -> list[str]:
+    """In what an encoder was applied otherwise than its authors and the protocols do."""
+    entry = zoo.find(str(settings["model"]))
+    own: dict[str, Any] = {"embedding": "cls", "image_size_px": SIDE_PX}
+    if entry:
+        own = {"embedding": entry.embedding, "image_size_px": entry.image_size_px}
+        own |= {"mean": list(entry.mean), "std": list(entry.std)}
+    return [
+        f"{name} {settings[name]}, not {usual}"
+        for name, usual in own.items()
+        if name in settings and settings[name] != usual
+    ]
+
+
 def _differences(
     name: str, task: str, settings: Mapping[str, Any], config: protocols.Config
 ) -> list[str]:
@@ -165,6 +183,7 @@ def _differences(
     found = []
     if settings.get("partial"):
         found.append(f"{task} is not complete")
+    found += _input_differences(settings)
     if config.method != "linear":
         found.append(f"--method {config.method}, not linear")
     if config.protocol != name:

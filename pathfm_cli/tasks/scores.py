@@ -141,6 +141,15 @@ def write(
     return artifacts.write_table(files.table, frame, header)
 
 
+def notes(out: str | Path) -> tuple[str, ...]:
+    """What a person was told when the scores at `out` were made; empty if that is lost."""
+    try:
+        found = json.loads(place(out).document.read_text())["notes"]
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def unsaved(header: artifacts.Header) -> dict[str, Any]:
     """The record of a result that was not written: it has no path."""
     record = header.record("")

@@ -82,6 +82,9 @@ def test_what_is_left_out_is_said(folder):
     assert done.returncode == 0
     assert "1 rows without an embedding are left out" in done.stderr
     assert json.loads(done.stdout)["metrics"]["n_train"] == 59
+    made = ("probe", "failed.parquet", "--method", "knn", "-o", "left-out")
+    first, again = pathfm(*made, cwd=folder), pathfm(*made, cwd=folder)
+    assert again.stderr.splitlines() == [*first.stderr.splitlines(), "pathfm probe: up to date"]
     done = pathfm("probe", "e.parquet", "--runs", "1", "--test", "val", "--val", "test", cwd=folder)
     assert json.loads(done.stdout)["metrics"]["n_test"] == 30
 
@@ -115,6 +118,9 @@ def test_a_terminal_gets_a_table(folder):
         (["e.parquet", "--device", "tpu"], 2, "no device 'tpu'"),
         (["e.parquet", "--method", "knm"], 2, "no method 'knm'"),
         (["e.parquet", "--folds", "1"], 2, "--folds 1"),
+        (["e.parquet", "--folds", "2.5"], 2, "--folds 2.5 is no whole number"),
+        (["e.parquet", "--by", "slide"], 2, "no column 'slide' to keep rows together by (it has"),
+        (["taken"], 3, "taken is a folder, and no run"),
         (["e.parquet", "--folds", "3"], 2, "no column 'group'"),
         (["e.parquet", "--reference", "paper"], 2, "needs to know the data set"),
         (["e.parquet", "--compare", "absent"], 3, "absent does not exist"),

@@ -27,9 +27,9 @@ RANDOM, TINY = "random/vit_small_patch16_224", "random/vit_tiny_patch16_224"
 def table() -> table1.Table:
     tasks = [{"name": "BACH", "task": "bach", "data": "b"}, {"name": "<own>", "images": "i"}]
     cells = {
-        (RANDOM, "BACH"): table1.Cell(0.41, 0.009),
+        (RANDOM, "BACH"): table1.Cell(0.41, 0.009, notes=("no split val",)),
         (RANDOM, "<own>"): table1.Cell(problem="no such <file>."),
-        (TINY, "BACH"): table1.Cell(0.3994, 0.01),
+        (TINY, "BACH"): table1.Cell(0.3994, 0.01, notes=("no split val",)),
         (TINY, "<own>"): table1.Cell(0.5),
     }
     return table1.Table([RANDOM, TINY], tasks, cells, "balanced accuracy")
@@ -41,6 +41,7 @@ def test_markdown_has_both_tables_of_the_paper(table: table1.Table) -> None:
     assert f"| {TINY} | ? | 0.399 | **0.500** |" in text
     assert "**0.410 (±0.009)**" in text and "| Model | Training data | BACH | <own> |" in text
     assert f"- n/a: {RANDOM} on <own>: no such <file>." in text
+    assert text.count("- BACH: no split val") == 1
 
 
 def test_csv_has_the_published_score_beside_ours(table: table1.Table) -> None:
@@ -78,6 +79,7 @@ def test_one_command_fills_it_and_a_bad_cell_is_said(
     assert table1.main(arguments) == 4
     rows = list(csv.DictReader((tmp_path / "out" / "table1.csv").read_text().splitlines()))
     assert float(rows[0]["score"]) > 0.7 and "absent" in rows[1]["problem"]
+    assert "- MHIST: mhist is not complete" in (tmp_path / "out" / "table1.md").read_text()
     scores = tmp_path / "out" / "scores"
     assert [path.name for path in scores.iterdir()] == ["MHIST-random_vit_tiny_patch16_224"]
     before = (next(scores.iterdir()) / "scores.parquet").stat().st_mtime_ns

@@ -328,6 +328,7 @@ def test_image_sizes_are_checked() -> None:
         ("random/vit_smal_patch16_224", None, errors.UsageError, "timm has no model"),
         ("vit_smal_patch16_224", None, errors.UsageError, "timm has no model"),
         (f"random/{TINY}", TINY, errors.UsageError, "says itself"),
+        ("kaiko-s61", None, errors.UsageError, "There is no model 'kaiko-s61'"),
         ("local-dir:/etc", None, errors.UsageError, "no model"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -139,6 +140,16 @@ def reference(settings, steps, centring):
     return losses, student, teacher, centres
 
 
+@pytest.fixture
+def one_thread():
+    """Fresh embeddings are .01 apart: with sums in another order KoLeo's nearest may be another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
 @pytest.mark.parametrize("heads", ["two", "one"])
 def test_eight_steps_equal_the_reference_loop(micro2, heads, centring):
@@ -153,12 +164,15 @@ def test_eight_steps_equal_the_reference_loop(micro2, heads, centring):
         ours.append([outcome.loss.item(), outcome.terms["ibot"].item()])
     assert torch.tensor(ours) == pytest.approx(torch.tensor(losses), rel=2e-5)
     assert len({round(both[1], 3) for both in losses}) > 4, "the losses must move"
+    first = networks.pair(settings)[0].state_dict()
     for mine, theirs in ((method.student, student), (method.teacher, teacher)):
         assert set(mine.state_dict()) == set(theirs.state_dict())
         for name, expected in theirs.state_dict().items():
-            # Keys' biases have no true gradient; Adam blows its rounding up to the learning rate.
-            atol = 3e-4 if name.endswith("qkv.bias") else 5e-6
-            torch.testing.assert_close(mine.state_dict()[name], expected, atol=atol, rtol=1e-3)
+            if name.endswith("qkv.bias"):  # keys' biases have no true gradient, only rounding
+                continue
+            # Of how far it went. Adam blows rounding up where an element's gradient is nearly zero.
+            moved, apart = expected - first[name], mine.state_dict()[name] - expected
+            assert apart.norm() <= 0.02 * moved.norm() + 1e-7, (name, apart.norm(), moved.norm())
     assert student.mask_token.abs().max() > 1e-5, "the mask token must learn"
     if centring == "ema":
         found = [method.centre.centre_K, method.centre.patch.centre_K]
@@ -195,6 +209,42 @@ def test_kde_in_the_place_of_koleo(micro2):
     method = dinov2.Dinov2(micro2("loss.koleo=0.0", "loss.kde=0.05"), HERE)
     outcome = method.step(0, crops(0))
     assert set(outcome.terms) == {"ibot", "kde"} and outcome.terms["kde"] < 0
+
+
+def test_kde_is_of_the_kernel_that_the_recipe_names(micro2):
+    settings = micro2("loss.koleo=0.0", "loss.kde=0.05", "loss.kde_concentration=2.0")
+    x_GBD = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    found = dinov2.Dinov2(settings, HERE)._spread(x_GBD)["kde"].item()
+    expected = 0.0
+    for x_BD in x_GBD.double().numpy():
+        unit_BD = x_BD / np.linalg.norm(x_BD, axis=1, keepdims=True)
+        expected += np.log(np.exp(2.0 * (unit_BD @ unit_BD.T - 1)).mean(axis=1)).mean()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_targets_are_balanced_as_often_as_the_recipe_says(micro2, iterations):
+    method = dinov2.Dinov2(micro2(f"loss.sinkhorn_iterations={iterations}"), HERE)
+    logits_NK = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    found_NK = method._targets(logits_NK, 0.1, None)(slice(None)).numpy()
+    expected_NK = np.exp(logits_NK.double().numpy() / 0.1)
+    for _ in range(iterations):
+        expected_NK /= expected_NK.sum(axis=0)
+        expected_NK /= expected_NK.sum(axis=1, keepdims=True)
+    assert found_NK == pytest.approx(expected_NK, abs=1e-6)
+
+
+def test_every_size_of_view_drops_its_own_paths(micro2):
+    student, _ = networks.pair(micro2())
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(4, 3, side, side, generator=generator) for side in (32, 16)]
+    kept = np.random.default_rng(0).random((2, student.branches.rates_L.size, 4)) > 0.5
+    assert (kept[0] != kept[1]).any()
+    with torch.no_grad():
+        both = student(views, list(kept)).logits_NK
+        each = [student([x], [k]).logits_NK for x, k in zip(views, kept, strict=True)]
+    torch.testing.assert_close(both, torch.cat(each))
+    assert not both[4:].allclose(student(views, [kept[0]] * 2).logits_NK[4:])
 
 
 def test_without_a_patch_objective_there_is_no_mask_token(micro2):

@@ -2,11 +2,12 @@
 
 import re
 
+import polars as pl
 import pytest
 from pages import a_probe, a_run, an_odcorr, page_of
 
 from pathfm_cli import artifacts
-from pathfm_cli.report import several
+from pathfm_cli.report import inputs, several
 from pathfm_cli.tasks import scores
 
 
@@ -79,6 +80,21 @@ def test_scores_of_odcorr_show_exports_and_spectrum(tmp_path):
     assert re.findall(r"<title>(.*?)</title>", fall) == [
         "0: -0.09691", "0.301: -1", "0.477: -1",
     ]  # fmt: skip
+
+
+def test_scores_that_were_made_otherwise_share_no_table():
+    def scores(**settings):
+        header = artifacts.Header(kind="scores", settings={"task": "probe", **settings})
+        return inputs.Scores("p", None, header, pl.DataFrame(), {}).terms
+
+    plain = {"protocol": {"name": "paper"}, "method": "linear", "select": "val", "test": "test"}
+    assert scores(**plain, shots=None, folds=None) == "paper"
+    assert (
+        scores(**{**plain, "shots": 5, "select": "last"}) == "paper, 5 images a class, select last"
+    )
+    assert scores(method="knn", folds=5, by="group") == "knn, 5 folds"
+    assert scores(method="logreg", folds="split", test="val") == "logreg, folds of split, test val"
+    assert scores(task="segment") == "segment"
 
 
 def test_spearman():

@@ -84,6 +84,17 @@ def test_a_wrong_checksum_is_thrown_away(tmp_path: Path) -> None:
     assert list(root.iterdir()) == []
 
 
+def test_the_hint_of_a_failure_is_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    mirror, root = "http://127.0.0.1:1", tmp_path / "my data"
+    with pytest.raises(errors.PathfmError, match=r"0 bytes are here") as caught:
+        download.download(FACTS, download.sources(FACTS, mirror), root, mirror=mirror)
+    command = "pathfm tasks pcam --download --accept-licence"
+    assert caught.value.hint == f"{command} --data '{root}' --mirror {mirror}"
+
+
 def test_zip_keeps_only_what_belongs(tmp_path: Path) -> None:
     wanted = resource("http://h", "c.zip", b"", makes="C", keep="C/")
     archive(tmp_path / "c.zip", {"C/ADI/a.tif": b"a", "__MACOSX/b": b"b"})

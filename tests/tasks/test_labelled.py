@@ -108,6 +108,9 @@ def test_units_are_groups_and_rows_without_one_stand_alone(tmp_path):
     data = labelled.prepare(grouped, ROLES)
     units = labelled.units(grouped, data.rows["test"]).tolist()
     assert units[0] == units[2] and len(set(units)) == 4 == max(units) + 1
+    labelled.check_by(grouped, "group")
+    with pytest.raises(errors.UsageError, match=r"no column 'slide' .* \(it has .*group\)"):
+        labelled.check_by(grouped, "slide")
     plain = labelled.prepare(source(tmp_path, labels, splits), ROLES)
     assert labelled.units(plain.source, plain.rows["test"]).tolist() == [0, 1, 2, 3, 4]
 

@@ -107,7 +107,6 @@ def test_selection_has_three_names():
         ({"method": "knn", "lr_scales": (2.0,)}, "knn has no learning rate"),
         ({"method": "knn", "protocol": "eva-0.4"}, "is one of --method linear"),
         ({"lr_scales": (1.0, 2.0)}, "other than 1"),
-        ({"by": "slide", "folds": "fold"}, "--by goes with a number"),
     ],
 )
 def test_what_does_not_go_together(values, message):
@@ -121,4 +120,5 @@ def test_settings_say_what_has_a_meaning():
     knn = protocols.Config(method="knn", folds=5).settings()
     assert (knn["neighbours"], knn["runs"], knn["by"]) == (20, 1, "group")
     assert not {"protocol", "lr_scales", "train", "test"} & set(knn)
+    assert "by" not in linear and protocols.Config(by="slide").settings()["by"] == "slide"
     assert protocols.Config(method="knn", shots=3).settings()["runs"] == 5

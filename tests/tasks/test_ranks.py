@@ -58,6 +58,7 @@ def test_two_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     two = run(*start, *command, "two.parquet")
     assert one.returncode == 4, one.stderr
     assert two.stdout.count("\n") == 1, two.stderr
+    assert two.stderr.count("in fp32, 32 px") == 1, "only the first speaks"
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     frame = artifacts.read_table(tmp_path / "two.parquet", "embeddings").frame
     assert frame.height == 15

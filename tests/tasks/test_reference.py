@@ -64,6 +64,9 @@ def test_pcam_reported_on_val_is_held_against_val():
     ("settings", "config", "message"),
     [
         ({"partial": True}, {}, "bach is not complete"),
+        ({"embedding": "cls+mean"}, {}, r"embedding cls\+mean, not cls"),
+        ({"image_size_px": 448}, {}, "image_size_px 448, not 224"),
+        ({"mean": [0.485, 0.456, 0.406]}, {}, "mean .*, not .0.5, 0.5, 0.5."),
         ({}, {"method": "knn"}, "--method knn, not linear"),
         ({}, {"protocol": "eva-0.4"}, "--protocol eva-0.4, not paper"),
         ({}, {"shots": 4}, "--shots 4"),
@@ -77,6 +80,15 @@ def test_pcam_reported_on_val_is_held_against_val():
 def test_what_does_not_compare_with_the_table(settings, config, message):
     with pytest.raises(errors.UsageError, match=message):
         reference.check("paper", {**KAIKO, **settings}, 0.5, protocols.Config(**config))
+
+
+def test_an_encoder_applied_as_its_authors_do_compares():
+    kaiko = {"embedding": "cls", "image_size_px": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert reference.check("paper", {**KAIKO, **kaiko}, 0.8, PAPER).passed
+    fresh = {"task": "bach", "model": "random/vit_small_patch16_224", "mean": [0.5] * 3}
+    assert not reference.check("paper", {**fresh, "embedding": "cls"}, 0.8, PAPER).passed
+    virchow = {"task": "crc", "model": "virchow", "embedding": "cls+mean"}
+    assert reference.check("paper", virchow, 0.5, PAPER).published > 0.5
 
 
 def test_table_1_as_printed():

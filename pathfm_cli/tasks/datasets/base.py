@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,18 @@ class Facts:
         count = self.counts[split]
         return count if isinstance(count, int) else sum(count)
 
-    def hint(self, root: Path) -> str:
-        """What to do where the data set is absent or damaged."""
-        if self.resources:
-            return f"pathfm tasks {self.name} --download --accept-licence --data {root}"
-        return self.instructions
+    def hint(self, root: Path, mirror: str | None = None) -> str:
+        """What to do where the data set is absent or damaged.
+
+        Args:
+            root: its folder.
+            mirror: where else its files lie.
+        """
+        if not self.resources:
+            return self.instructions
+        more = f" --mirror {shlex.quote(mirror)}" if mirror else ""
+        root_text = shlex.quote(str(root))
+        return f"pathfm tasks {self.name} --download --accept-licence --data {root_text}{more}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
