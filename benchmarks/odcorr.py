@@ -3,11 +3,17 @@
 python benchmarks/odcorr.py [--quick] [--json]
 
 The file is a real embeddings artifact (Parquet, float32, zstd) of random vectors with 16 strong
-directions. `seconds` is `pathfm_cli.tasks.odcorr` on it, opening and reading included, in a fresh
-process; `peak_mb` is that process's growth over its size before opening the file. The peer is the
-definition, `numpy.corrcoef`, on the first rows that it can hold; `max_abs_error` is the largest
-difference of ODCorr over five kinds of matrix, `vs_definition` the ratio of the two times on the
-same rows.
+directions; the same vectors lie in a safetensors file. `seconds` is `pathfm_cli.tasks.odcorr` on
+the first, `safetensors_seconds` on the second, opening and reading included, in a fresh process;
+`cpu_s` is the processor time (user and system, all threads) of the same work. `peak_mb` is that
+process's growth over its size before opening the file. `vs_products` is `cpu_s` over the processor
+time of the two symmetric K x K products alone, taken from 16 blocks and scaled to all: how much
+reading, correlations and spectra add to what has to be multiplied. The peer is the definition,
+`numpy.corrcoef` of all pairs for ODCorr and `numpy.linalg.svd` for RankMe, on the first rows that
+it can hold: `vs_definition` and `vs_definition_cpu` are the ratios of times and processor times on
+the same rows; `max_abs_error` is the largest difference of ODCorr over five kinds of matrix.
+
+Threads that wait for one another count as processor time: OMP_NUM_THREADS=1 gives the work alone.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -49,18 +56,31 @@ def write_embeddings(path: Path, rows: int, width: int) -> None:
             }
         )
         parts.write(number, frame)
-    artifacts.write_table(path, parts.scan(), header)
+    artifacts.write_table(path, parts.scan(), header, group_rows=CHUNK_ROWS)
     parts.discard()
+
+
+def write_safetensors(path: Path, source: features.Features) -> None:
+    """Write the same vectors as one float32 tensor, block by block."""
+    rows = source.rows()
+    size = 4 * len(rows) * source.width
+    tensor = {"dtype": "F32", "shape": [len(rows), source.width], "data_offsets": [0, size]}
+    head = json.dumps({"embeddings": tensor}).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for block in source.chunks(rows):
+            file.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
 
 
 def measure_in_process(path: str) -> None:
     """Print seconds and peak megabytes of one measurement; runs in a process of its own."""
     np.linalg.eigvalsh(np.eye(64))
     before = _peak_mb()
-    start = time.perf_counter()
-    record = odcorr.odcorr(features.open_features(path), None).record
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": _peak_mb() - before, **record["metrics"]}))
+    wall, cpu = time.perf_counter(), time.process_time()
+    metrics = odcorr.odcorr(features.open_features(path), None).record["metrics"]
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    found = {"seconds": wall, "cpu_s": cpu, "peak_mb": _peak_mb() - before}
+    print(json.dumps({**metrics, **found}))
 
 
 def definition(z: np.ndarray) -> float:
@@ -85,18 +105,35 @@ def largest_error() -> float:
     return max(abs(odcorr.measure([z], *z.shape).odcorr - definition(z)) for z in kinds)
 
 
-def versus_definition(path: Path, rows: int) -> float:
-    """Time of the definition over ours, on the first rows, both from memory."""
+def rank_by_svd(z: np.ndarray) -> float:
+    """RankMe by the singular values themselves."""
+    singular = np.linalg.svd(z.astype(np.float64), compute_uv=False)
+    shares = singular / singular.sum() + 1e-7
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def products_cpu_s(rows: int, width: int) -> float:
+    """Processor time of Z^T Z, twice, for `rows` rows: of 16 blocks, scaled."""
+    block = np.random.default_rng(0).standard_normal((4096, width))
+    start = time.process_time()
+    for _ in range(2 * 16):
+        block.T @ block
+    return (time.process_time() - start) * rows / (16 * len(block))
+
+
+def versus_definition(path: Path, rows: int) -> tuple[float, float]:
+    """Time and processor time of the definitions over ours, on the first rows, from memory."""
     source = features.open_features(path)
     z = source.matrix(np.arange(rows))
-    start = time.perf_counter()
-    theirs = definition(z)
-    middle = time.perf_counter()
-    ours = odcorr.measure([z], *z.shape).odcorr
-    end = time.perf_counter()
-    if abs(ours - theirs) > 1e-9:
-        raise SystemExit(f"ODCorr {ours} differs from the definition {theirs}")
-    return (middle - start) / (end - middle)
+    times = [(time.perf_counter(), time.process_time())]
+    theirs = definition(z), rank_by_svd(z)
+    times.append((time.perf_counter(), time.process_time()))
+    found = odcorr.measure([z], *z.shape)
+    times.append((time.perf_counter(), time.process_time()))
+    if abs(found.odcorr - theirs[0]) > 1e-9 or abs(found.rankme / theirs[1] - 1) > 1e-6:
+        raise SystemExit(f"{found} differs from the definitions {theirs}")
+    (wall, cpu), (own_wall, own_cpu) = np.diff(times, axis=0)
+    return wall / own_wall, cpu / own_cpu
 
 
 def main() -> None:
@@ -111,18 +148,35 @@ def main() -> None:
         return
     rows, width, fits = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "e.parquet"
+        path, other = Path(folder) / "e.parquet", Path(folder) / "e.safetensors"
         write_embeddings(path, rows, width)
-        command = [sys.executable, __file__, "--measure", str(path)]
-        result = json.loads(subprocess.check_output(command, text=True))
+        write_safetensors(other, features.open_features(path))
+        result, more = _measured(path), _measured(other)
+        if abs(result["odcorr"] - more["odcorr"]) > 1e-12:
+            raise SystemExit("the two files differ")
+        result |= {f"safetensors_{name}": more[name] for name in ("seconds", "cpu_s", "peak_mb")}
         result["file_mb"] = path.stat().st_size / 1e6
-        result["vs_definition"] = versus_definition(path, fits)
+        result["vs_products"] = result["cpu_s"] / products_cpu_s(rows, width)
+        result["vs_definition"], result["vs_definition_cpu"] = versus_definition(path, fits)
     result["max_abs_error"] = largest_error()
     if not arguments.json:
-        print(f"{rows:,} x {width}: {result['seconds']:.1f} s, {result['peak_mb']:.0f} MB")
-        print(f"{result['vs_definition']:.1f}x numpy.corrcoef on {fits:,} rows")
+        for kind, prefix in (("Parquet", ""), ("safetensors", "safetensors_")):
+            wall, cpu, peak = (result[f"{prefix}{n}"] for n in ("seconds", "cpu_s", "peak_mb"))
+            print(f"{rows:,} x {width}, {kind}: {wall:.1f} s, processor {cpu:.1f} s, {peak:.0f} MB")
+        wall, cpu = result["vs_definition"], result["vs_definition_cpu"]
+        print(
+            f"corrcoef and svd of {fits:,} rows: {wall:.1f} times ours, processor {cpu:.1f} times"
+        )
+        print(f"processor time over the products alone: {result['vs_products']:.2f}")
         print(f"largest error {result['max_abs_error']:.1e}")
     print(json.dumps(result))
+
+
+def _measured(path: Path) -> dict[str, float]:
+    """What `measure_in_process` prints of a file."""
+    command = [sys.executable, __file__, "--measure", str(path)]
+    found: dict[str, float] = json.loads(subprocess.check_output(command, text=True))
+    return found
 
 
 def _peak_mb() -> float:

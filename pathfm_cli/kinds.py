@@ -105,7 +105,9 @@ KINDS = {
             (
                 Column("metric", "String", "", "name of the metric"),
                 Column("split", "String", "", "what it was measured on"),
-                Column("run", "Int64", "", "run number; null for the summary over runs"),
+                Column(
+                    "run", "Int64", "", "run number, or step of an export; null for the summary"
+                ),
                 Column("value", "Float64", "", "the number"),
             ),
         ),

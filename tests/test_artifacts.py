@@ -44,6 +44,19 @@ def test_lazy_frames_are_streamed_with_the_same_header(tmp_path: Path) -> None:
     assert artifacts.read_table(tmp_path / "s.parquet").frame.equals(FRAME)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_row_groups_are_as_small_as_asked_for(tmp_path: Path, lazy: bool) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    frame = pl.DataFrame({"metric": ["m"] * 10, "split": [""] * 10, "run": [0] * 10})
+    frame = frame.with_columns(value=pl.int_range(10).cast(pl.Float64))
+    path = tmp_path / "s.parquet"
+    header = artifacts.Header(kind="scores")
+    artifacts.write_table(path, frame.lazy() if lazy else frame, header, group_rows=4)
+    found = pq.ParquetFile(path).metadata
+    assert [found.row_group(n).num_rows for n in range(found.num_row_groups)] == [4, 4, 2]
+    assert artifacts.read_table(path, "scores").frame["value"].to_list() == list(range(10))
+
+
 def test_failed_rows_are_counted(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {"id": ["a", "b"], "embedding": [[1.0], None], "error": [None, "torn"]},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,17 +15,28 @@ def odcorr(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="EMBEDDINGS|RUN", help="Parquet, .npy, .safetensors, or a run folder."
+            metavar="EMBEDDINGS|CHECKPOINT",
+            help="Parquet, .npy, .safetensors; a run folder or an encoder it exported.",
         ),
     ] = None,
     patches: Annotated[
-        Path | None, typer.Option(help="Patches for a run, instead of those it recorded.")
+        Path | None, typer.Option(help="Patches for a checkpoint, instead of those of its run.")
     ] = None,
+    every_export: Annotated[
+        bool, typer.Option("--every-export", help="Of a run: all encoders it exported, by step.")
+    ] = False,
     maximum: Annotated[
         float | None, typer.Option("--max", help="Fail (exit 5) when ODCorr is above this.")
     ] = None,
     minimum: Annotated[
         float | None, typer.Option("--min", help="Fail (exit 5) when ODCorr is below this.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier result on the same images: scores, or JSON.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Fail (exit 5) when ODCorr is this much above the baseline."),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Only this split; the paper uses test.")
@@ -39,45 +49,47 @@ def odcorr(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    r"""Measure ODCorr and RankMe of embeddings or of a run; fail a script when they collapsed.
+    r"""Measure ODCorr, RankMe and alpha-ReQ; fail a script when an encoder has collapsed.
 
     \b
     pathfm odcorr e.parquet --split test
-    pathfm odcorr run/ --json --max 0.5 | jq .metrics.odcorr
+    pathfm odcorr run/ --json --max 0.95 | jq .metrics.odcorr
+    pathfm odcorr run/ --every-export --baseline old.json --tolerance 0.02
     """
-    from pathfm_cli.tasks import features, scores
+    from pathfm_cli.tasks import features, gates, scores
     from pathfm_cli.tasks import odcorr as task
 
-    task.check_limits(minimum, maximum)
-    scores.check_free(out, task.settings(split), overwrite=overwrite)
+    limits = gates.limits(minimum, maximum, baseline, tolerance)
+    said = task.settings(split) | ({"every_export": True} if every_export else {})
+    scores.check_free(out, said, overwrite=overwrite)
     slots = {"input": pipe.Slot(("embeddings", "checkpoint"), foreign=True)}
     path = pipe.bind("odcorr", [source] if source else [], slots, out=out)["input"]
     run = features.is_run(path)
-    if patches and not run:
-        raise errors.UsageError(f"--patches goes with a run; {path} is none.", "leave it out")
+    for flag, given in (("--patches", patches), ("--every-export", every_export)):
+        if given and not run:
+            raise errors.UsageError(f"{flag} goes with a run; {path} is none.", "leave it out")
     sink = output.Sink(as_json, quiet)
-    with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
-        if run:
-            from pathfm_cli.tasks import runs
+    how: dict[str, Any] = {"split": split, "device": device, "overwrite": overwrite}
+    if run:
+        from pathfm_cli.tasks import exports, runs
 
-            if dry_run:
-                return sink.plan(runs.plan(path, patches, out))
-            with progress.track("embed", quiet=quiet) as report:
-                path = runs.embed_run(
-                    path,
-                    patches,
-                    Path(scratch),
-                    device=device,
-                    precision=precision,
-                    progress=report,
-                )
+        library = exports if every_export else runs
+        if dry_run:
+            return sink.plan(library.plan(path, patches, out))
+        images = runs.images(path, patches)
+        with progress.track("embed", quiet=quiet) as report:
+            how |= {"precision": precision, "progress": report}
+            result = library.measure(path, patches, out, **how)
+    else:
         opened = features.open_features(path)
         if dry_run:
             return sink.plan(task.plan(opened, out, split))
+        images = opened.images
         with progress.track("odcorr", quiet=quiet) as report:
-            result = task.odcorr(opened, out, split=split, overwrite=overwrite, progress=report)
+            result = task.odcorr(opened, out, progress=report, **how)
     for note in result.notes:
         output.note(f"pathfm odcorr: {note}")
+    limits.comparable(result.record["metrics"]["n"], split, images)
     code = sink.emit(result.record, result.lines)
-    task.gate(result.record["metrics"]["odcorr"], minimum, maximum)
+    limits.check(result.record["metrics"]["odcorr"])
     return code

@@ -31,6 +31,8 @@ def section(scores: inputs.Scores) -> str:
         _recall(scores, split),
         _calibration(scores),
         _curves(scores),
+        *_exports(scores),
+        _spectrum(scores),
     ]
     if any(drawn):
         parts.append(f'<div class="charts">{"".join(drawn)}</div>')
@@ -139,6 +141,31 @@ def _curves(scores: inputs.Scores) -> str:
             for run in range(values.shape[1])
         ]
     return charts.lines("score that chooses, while the heads train", series[: charts.COLOURS])
+
+
+def _exports(scores: inputs.Scores) -> list[str]:
+    """ODCorr and RankMe of all exports of a run, by step."""
+    if scores.task != "odcorr":
+        return []
+    over = scores.frame.drop_nulls("run").sort("run")
+    drawn = []
+    for name, title in (("odcorr", "ODCorr"), ("rankme", "RankMe")):
+        points = over.filter(pl.col("metric") == name)
+        series = charts.Series(title, points["run"].to_list(), points["value"].to_list())
+        drawn.append(charts.lines(f"{title} of every export", [series]))
+    return drawn
+
+
+def _spectrum(scores: inputs.Scores) -> str:
+    """How variance falls from one principal direction to the next."""
+    found = _numbers(scores.document.get("spectrum"))
+    if found is None or found.ndim != 1 or not (found > 0).any():
+        return ""
+    ranks = 1 + np.flatnonzero(found > 0)
+    shares = found[ranks - 1] / found[ranks - 1].sum()
+    series = charts.Series("share", np.log10(ranks).tolist(), np.log10(shares).tolist())
+    title = "share of variance by principal direction, log10"
+    return charts.lines(title, [series], x="log10 of the direction's rank")
 
 
 def _reported(scores: inputs.Scores) -> str:

@@ -97,25 +97,53 @@ def _side_by_side(trained: Sequence[inputs.Run]) -> str:
 
 
 def _figure_6(trained: Sequence[inputs.Run], scored: Sequence[inputs.Scores]) -> str:
-    """Balanced accuracy over ODCorr and over RankMe (paper, figure 6)."""
+    """Balanced accuracy over ODCorr and over RankMe, and RankMe over ODCorr (paper, figure 6)."""
     drawn = []
     for column, title in LABEL_FREE.items():
         series = [*_of_looks(trained, column), *_of_probes(scored, column)]
-        named = []
-        for one in series:
-            rho = spearman(one.x, one.y)
-            said = f"Spearman {rho:+.2f}, " if rho is not None else ""
-            named.append(
-                charts.Series(f"{one.name}: {said}n = {len(one.x)}", one.x, one.y, one.labels)
-            )
-        drawn.append(charts.scatter(f"balanced accuracy over {title}", named, x=title, y=""))
+        name = f"balanced accuracy over {title}"
+        drawn.append(charts.scatter(name, _with_rho(series), x=title, y=""))
     if not any(drawn):
         return ""
+    both = _with_rho(_label_free_alone(trained, scored))
+    drawn.append(charts.scatter("RankMe over ODCorr", both, x="ODCorr", y=""))
     return (
         '<h3>Balanced accuracy against label-free measures</h3><div class="charts">'
         f'{"".join(drawn)}</div><p class="note">Each look of a run is a point, and each '
         "probe whose embeddings were measured by odcorr too.</p>"
     )
+
+
+def _with_rho(series: Sequence[charts.Series]) -> list[charts.Series]:
+    """The series, their rank correlation and number of points in their names."""
+    named = []
+    for one in series:
+        rho = spearman(one.x, one.y)
+        said = f"Spearman {rho:+.2f}, " if rho is not None else ""
+        named.append(charts.Series(f"{one.name}: {said}n = {len(one.x)}", one.x, one.y, one.labels))
+    return named
+
+
+def _label_free_alone(
+    trained: Sequence[inputs.Run], scored: Sequence[inputs.Scores]
+) -> list[charts.Series]:
+    """RankMe at ODCorr: looks by run, and what odcorr measured."""
+    groups = {
+        run.name: [(look, f"{run.name}, step {look['step']}") for look in run.looks]
+        for run in trained
+    }
+    groups["odcorr"] = [(one.header.metrics, one.name) for one in scored if one.task == "odcorr"]
+    series = []
+    for name, found in groups.items():
+        points = [
+            (numbers["odcorr"], numbers["rankme"], label)
+            for numbers, label in found
+            if all(_finite(numbers.get(key)) for key in LABEL_FREE)
+        ]
+        if points:
+            x, y, labels = (list(part) for part in zip(*points, strict=True))
+            series.append(charts.Series(name, x, y, labels))
+    return series
 
 
 def _of_looks(trained: Sequence[inputs.Run], column: str) -> list[charts.Series]:
@@ -135,14 +163,14 @@ def _of_looks(trained: Sequence[inputs.Run], column: str) -> list[charts.Series]
 
 
 def _of_probes(scored: Sequence[inputs.Scores], column: str) -> list[charts.Series]:
-    """Probes by protocol, at the label-free measure of the embeddings that they were made from."""
+    """Probes by data set and protocol, at the measure of the embeddings they were made from."""
     free = _label_free(scored)
     groups: dict[str, list[tuple[float, float, str]]] = {}
     for one in scored:
         value = one.header.metrics.get("balanced_accuracy")
         at = free.get(_source(one), {}).get(column)
         if _finite(value) and _finite(at):
-            name = f"probes, {one.protocol or one.header.settings.get('method', 'linear')}"
+            name = f"probes of {_data_set(one)}, {one.terms}"
             groups.setdefault(name, []).append((at, value, one.name))  # type: ignore[arg-type]
     return [
         charts.Series(name, *(list(part) for part in zip(*points, strict=True)))  # type: ignore[arg-type]

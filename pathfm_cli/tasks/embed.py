@@ -27,7 +27,8 @@ from pathfm_cli.model import transform, weights
 from pathfm_cli.tasks import ranks, source, storage
 
 CHUNK = 2048
-"""Rows written together, fewer where they are large; a killed run loses at most these."""
+"""Rows written together, fewer where they are large; a killed run loses at most these, and a reader
+takes them at once."""
 REMOTE_READERS = 32
 """Threads that wait for patches of remote slides, unless told otherwise."""
 LARGE = 4
@@ -105,7 +106,7 @@ def embed(
         if joined.leads:
             failures = _failures(parts.scan())
             attached = {} if data.table is None else {"slides": _slides(data, data.table)}
-            rows = storage.chunk_rows(encoder.shape, CHUNK) if encoder.tokens else None
+            rows = storage.chunk_rows(encoder.shape, CHUNK)
             artifacts.write_table(out, parts.scan(), header, attached=attached, group_rows=rows)
             parts.discard()
         joined.wait()

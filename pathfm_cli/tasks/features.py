@@ -59,6 +59,8 @@ class Features:
     """Chunks of the rows that a mask over the file keeps, in order."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What an `embeddings` artifact says of how it was made; of a foreign file nothing."""
+    images: str = ""
+    """Id of what was embedded, as `patches:ID`; of a foreign file nothing is known."""
 
     @property
     def failed(self) -> int:
@@ -200,7 +202,13 @@ def _open_parquet(path: Path) -> Features:
     def blocks(keep: Mask) -> Iterator[Array]:
         return _parquet_blocks(path, pl.Array(kind.inner, width), keep)
 
-    return Features(path, parent, width, table, blocks, header.settings if header else {})
+    settings, images = (header.settings, _images(header)) if header else ({}, "")
+    return Features(path, parent, width, table, blocks, settings, images)
+
+
+def _images(header: artifacts.Header) -> str:
+    """The parent that is no encoder."""
+    return next((name for name in header.parents if not name.startswith("encoder:")), "")
 
 
 def refuse_tokens(path: Path, kind: pl.DataType | None) -> None:

@@ -1,4 +1,4 @@
-"""ODCorr and RankMe of embeddings: label-free, exact, in one streaming pass (paper IV-D1, eq. 1).
+"""ODCorr, RankMe and alpha-ReQ of embeddings: no labels, one streaming pass (paper IV-D1, eq. 1).
 
 N = samples, K = width. u_i is row i, centred and scaled to length 1, so that rho_ij = u_i . u_j.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,22 +17,24 @@ import numpy as np
 import numpy.typing as npt
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.tasks import features, scores
+from pathfm_cli.tasks import features, grams, scores, spectrum
 
 F64 = npt.NDArray[np.float64]
 Report = Callable[[int, int], None]
-RANKME_EPSILON = 1e-7
-"""Added to every normalised singular value (RankMe, Garrido et al. 2023, eq. 1)."""
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""Devices by which a driver for CUDA shows; without one torch is not even imported."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Diversity:
-    """What was measured; the fields are the keys of the record's `metrics`."""
+    """What was measured."""
 
     odcorr: float
     """sqrt(sum_{i != j} rho_ij^2 / (N (N - 1))), 0 to 1."""
     rankme: float
     """exp of the entropy of the singular values of the uncentred matrix, up to min(N, K)."""
+    alpha: spectrum.Alpha | None
+    """alpha-ReQ, see `spectrum.alpha`; None where the spectrum is too short."""
     floor: float
     """1 / sqrt(K - 1): ODCorr of directions without any structure at this width."""
     n: int
@@ -42,47 +45,82 @@ class Diversity:
     """Rows left out because all their numbers are the same: they have no correlation."""
     gram_side: int
     """Side of the matrix that was summed: K (the identity) or N (the definition, when N <= K)."""
+    gpu: bool
+    """Whether a GPU summed it."""
+    variances_R: F64
+    """The spectrum: variance along each principal direction, falling; min(N, K) numbers."""
+
+    def numbers(self) -> dict[str, float]:
+        """The flat metrics; what cannot be told is absent."""
+        shares = {f"top{n}": spectrum.top_share(self.variances_R, n) for n in (1, 10)}
+        fit = dataclasses.asdict(self.alpha) if self.alpha else {}
+        names = {"exponent": "alpha", "first": "alpha_first", "last": "alpha_last"}
+        return {
+            "odcorr": self.odcorr,
+            "rankme": self.rankme,
+            **{names[name]: value for name, value in fit.items()},
+            **{name: share for name, share in shares.items() if share is not None},
+            "floor": self.floor,
+            "n": self.n,
+            "k": self.k,
+            "constant_rows": self.constant_rows,
+            "gram_side": self.gram_side,
+            "gpu": int(self.gpu),
+        }
 
 
 def measure(
-    blocks: Iterable[npt.NDArray[Any]], rows: int, width: int, progress: Report | None = None
+    blocks: Iterable[npt.NDArray[Any]],
+    rows: int,
+    width: int,
+    progress: Report | None = None,
+    device: str = "cpu",
 ) -> Diversity:
     """Measure embeddings that arrive in blocks; memory is O(K^2), or O(N K) when N <= K.
 
     With U the rows u_i, ||U U^T||_F = ||U^T U||_F, so the N x N definition is computed from a
-    K x K matrix: ODCorr^2 = (||U^T U||_F^2 - sum_i |u_i|^4) / (N (N - 1)). All sums are float64.
+    K x K matrix: ODCorr^2 = (||U^T U||_F^2 - N) / (N (N - 1)). All sums are float64.
 
     Args:
         blocks: (n, K) float arrays, finite, together `rows` rows.
         rows: how many rows come; chooses the matrix.
         width: K.
         progress: called with (rows done, rows).
+        device: where the K x K matrix is summed: cpu, cuda, cuda:N, or auto for CUDA where there
+            is some. MPS has no float64, so it means the CPU, as does every device when N <= K.
 
     Raises:
         errors.InputError: fewer than two rows that are not constant, or numbers too large.
+        errors.UsageError: this machine has no such device.
     """
-    small = rows <= width
-    sums = _Rows(width) if small else _Grams(width)
-    done = constant = 0
+    sums, gpu = _sums_for(rows, width, device)
+    done = 0
     with np.errstate(over="ignore", invalid="ignore"):
         for block in blocks:
-            values = block.astype(np.float64)
-            units, varies = _unit_rows(values)
-            sums.add(values if varies.all() else values[varies], units)
-            constant += int((~varies).sum())
+            sums.add(block)
             done += len(block)
             if progress:
                 progress(done, rows)
-        used = done - constant
-        if used < 2:
-            raise errors.InputError(
-                f"ODCorr needs two rows that are not constant; {done} rows hold {used}.",
-                "embed more images, or look at the encoder: it may have collapsed",
-            )
-        off_diagonal, rankme = sums.finish()
-    odcorr = math.sqrt(max(off_diagonal, 0.0) / (used * (used - 1)))
-    floor = 1 / math.sqrt(width - 1)
-    return Diversity(odcorr, rankme, floor, used, width, constant, used if small else width)
+        found = sums.finish()
+    used = found.used
+    if used < 2:
+        raise errors.InputError(
+            f"ODCorr needs two rows that are not constant; {done} rows hold {used}.",
+            "embed more images, or look at the encoder: it may have collapsed",
+        )
+    return Diversity(
+        # Round-off may leave the range by some 1e-16, which no limit of 1 should notice.
+        odcorr=min(1.0, math.sqrt(max(found.off_diagonal, 0.0) / (used * (used - 1)))),
+        rankme=spectrum.rankme(found.singular_R),
+        alpha=spectrum.alpha(found.variances_R),
+        floor=1 / math.sqrt(width - 1),
+        n=used,
+        k=width,
+        constant_rows=done - used,
+        gram_side=used if rows <= width else width,
+        gpu=gpu,
+        variances_R=found.variances_R,
+    )
 
 
 def odcorr(
@@ -90,6 +128,7 @@ def odcorr(
     out: Path | None,
     *,
     split: str | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> scores.Result:
@@ -99,34 +138,55 @@ def odcorr(
         source: the embeddings.
         out: see `scores.place`; None writes nothing.
         split: only rows of this split (the paper measures on the test split).
+        device: as for `measure`.
         overwrite: replace what `out` holds.
         progress: called with (rows done, rows).
 
     Raises:
         errors.InputError: as `measure`, or the split is asked for and the file has none.
-        errors.UsageError: no such split.
+        errors.UsageError: no such split, or as `measure`.
         errors.OutputClash: `out` holds something else.
     """
     rows = source.rows(split)
-    header = artifacts.Header(kind="scores", parents=(source.parent,), settings=settings(split))
+    said = {**settings(split), **scored(source)}
+    header = artifacts.Header(kind="scores", parents=(source.parent,), settings=said)
     if out and (old := artifacts.finished(scores.place(out).table, header, overwrite=overwrite)):
         told = (*scores.notes(out), "up to date")
-        return scores.Result(old, told, _lines(old["metrics"]))
-    start = time.perf_counter()
-    found = measure(source.chunks(rows), len(rows), source.width, progress)
-    numbers = dataclasses.asdict(found) | {"excluded_rows": source.failed}
-    table = scores.table((name, split or "", None, value) for name, value in numbers.items())
-    timed = numbers | {"seconds": time.perf_counter() - start}
-    header = dataclasses.replace(header, metrics=timed)
-    notes = _notes(source, found)
-    document = {"notes": list(notes)}
+        return scores.Result(old, told, lines(old["metrics"]))
+    numbers, found = timed(source, rows, device, progress)
+    table = scores.table(
+        (name, split or "", None, value) for name, value in numbers.items() if name != "seconds"
+    )
+    header = dataclasses.replace(header, metrics=numbers)
+    said_of_rows = notes(numbers)
+    document = {"notes": said_of_rows, "spectrum": found.variances_R.tolist()}
     record = scores.write(out, table, header, document) if out else scores.unsaved(header)
-    return scores.Result(record, notes, _lines(numbers))
+    return scores.Result(record, said_of_rows, lines(numbers))
+
+
+def timed(
+    source: features.Features, rows: features.Rows, device: str, progress: Report | None
+) -> tuple[dict[str, float], Diversity]:
+    """Measure rows of a file: the flat metrics, with `excluded_rows` and `seconds`.
+
+    Raises:
+        errors.InputError, errors.UsageError: as `measure`.
+    """
+    start = time.perf_counter()
+    found = measure(source.chunks(rows), len(rows), source.width, progress, device)
+    seconds = time.perf_counter() - start
+    return {**found.numbers(), "excluded_rows": source.failed, "seconds": seconds}, found
 
 
 def settings(split: str | None) -> dict[str, Any]:
-    """What the `scores` artifact records of how it was made."""
+    """What the `scores` artifact records of how it was made, before its input is known."""
     return {"task": "odcorr", "split": split or ""}
+
+
+def scored(source: features.Features) -> dict[str, Any]:
+    """What the artifact records of the embeddings: as `probe` does, and which images they are."""
+    known = source.scored() | ({"images": source.images} if source.images else {})
+    return {"scored": known} if known else {}
 
 
 def plan(source: features.Features, out: Path | None, split: str | None) -> dict[str, Any]:
@@ -146,119 +206,49 @@ def plan(source: features.Features, out: Path | None, split: str | None) -> dict
     }
 
 
-def gate(value: float, minimum: float | None, maximum: float | None) -> None:
-    """Compare ODCorr with the limits a script set.
-
-    Raises:
-        errors.GateFailed: it lies outside, or is not a number.
-    """
-    hint = "docs/odcorr.md tells what high and low values mean"
-    if maximum is not None and not value <= maximum:
-        raise errors.GateFailed(f"ODCorr {value:.4f} is above --max {maximum:g}.", hint)
-    if minimum is not None and not value >= minimum:
-        raise errors.GateFailed(f"ODCorr {value:.4f} is below --min {minimum:g}.", hint)
-
-
-def check_limits(minimum: float | None, maximum: float | None) -> None:
-    """Refuse limits that ODCorr cannot meet or miss.
-
-    Raises:
-        errors.UsageError: outside 0 to 1, or the lower above the upper.
-    """
-    for name, limit in (("--min", minimum), ("--max", maximum)):
-        if limit is not None and not 0 <= limit <= 1:
-            raise errors.UsageError(f"{name} {limit:g} is not between 0 and 1.", "--max 0.5")
-    if minimum is not None and maximum is not None and minimum > maximum:
-        raise errors.UsageError(f"--min {minimum:g} is above --max {maximum:g}.", "--max 0.5")
+def notes(numbers: Mapping[str, float]) -> list[str]:
+    """What a person should know of the rows."""
+    said = []
+    if numbers["excluded_rows"]:
+        said.append(f"{numbers['excluded_rows']:.0f} rows without an embedding are left out")
+    if numbers["constant_rows"]:
+        said.append(
+            f"{numbers['constant_rows']:.0f} constant rows are left out; the encoder may be broken"
+        )
+    return said
 
 
-def _notes(source: features.Features, found: Diversity) -> list[str]:
-    notes = []
-    if source.failed:
-        notes.append(f"{source.failed} rows without an embedding are left out")
-    if found.constant_rows:
-        notes.append(f"{found.constant_rows} constant rows are left out; the encoder may be broken")
-    return notes
-
-
-def _lines(numbers: Mapping[str, float]) -> list[str]:
-    return [
-        f"ODCorr {numbers['odcorr']:.4f}   floor {numbers['floor']:.4f} (K = {numbers['k']})",
-        f"RankMe {numbers['rankme']:.1f} of {min(numbers['n'], numbers['k'])}",
-        f"rows   {numbers['n']}",
+def lines(numbers: Mapping[str, float]) -> list[str]:
+    """The summary for a terminal."""
+    n, k, side = (int(numbers[name]) for name in ("n", "k", "gram_side"))
+    found = [
+        f"ODCorr {numbers['odcorr']:.4f}   floor {numbers['floor']:.4f} (K = {k})",
+        f"RankMe {numbers['rankme']:.1f} of {min(n, k)}",
     ]
+    if "alpha" in numbers:
+        first, last = int(numbers["alpha_first"]), int(numbers["alpha_last"])
+        found.append(f"alpha  {numbers['alpha']:.2f}   fitted to variances {first} to {last}")
+    if "top1" in numbers:
+        one, ten = 100 * numbers["top1"], 100 * numbers["top10"]
+        found.append(f"variance in the first direction {one:.1f} %, in the first ten {ten:.1f} %")
+    where = "GPU" if numbers.get("gpu") else "CPU"
+    found.append(
+        f"rows   {n}, {numbers['constant_rows']:.0f} constant left out; "
+        f"{side} x {side} sums on the {where}, {numbers['seconds']:.1f} s"
+    )
+    return found
 
 
-class _Grams:
-    """Sums for N > K: U^T U and Z^T Z."""
+def _sums_for(rows: int, width: int, device: str) -> tuple[grams.Summing, bool]:
+    """What sums, and whether it is on a GPU."""
+    if rows <= width:
+        return grams.Rows(), False
+    hidden = device == "auto" and not any(map(os.path.exists, DRIVERS))
+    if device in ("cpu", "mps") or hidden:
+        return grams.Grams(width), False
+    from pathfm_cli.model import device as devices
 
-    def __init__(self, width: int) -> None:
-        self.unit_KK = np.zeros((width, width))
-        self.raw_KK = np.zeros((width, width))
-        self.diagonal = 0.0
-
-    def add(self, values: F64, units: F64) -> None:
-        # numpy computes A.T @ A by the symmetric routine, at half the work.
-        self.unit_KK += units.T @ units
-        self.raw_KK += values.T @ values
-        self.diagonal += _fourth_powers(units)
-
-    def finish(self) -> tuple[float, float]:
-        if not np.isfinite(self.raw_KK).all():
-            raise errors.InputError(
-                "The embeddings are too large to square in float64.", "divide them by a constant"
-            )
-        eigenvalues = np.linalg.eigvalsh(self.raw_KK)
-        return _square_sum(self.unit_KK) - self.diagonal, _rankme(_roots(eigenvalues))
-
-
-class _Rows:
-    """All rows, for N <= K: the definition itself."""
-
-    def __init__(self, width: int) -> None:
-        self.values: list[F64] = []
-        self.units: list[F64] = []
-
-    def add(self, values: F64, units: F64) -> None:
-        self.values.append(values)
-        self.units.append(units)
-
-    def finish(self) -> tuple[float, float]:
-        units = np.concatenate(self.units)
-        correlations = units @ units.T
-        np.fill_diagonal(correlations, 0.0)
-        singular = np.linalg.svd(np.concatenate(self.values), compute_uv=False)
-        return _square_sum(correlations), _rankme(singular)
-
-
-def _unit_rows(values: F64) -> tuple[F64, npt.NDArray[np.bool_]]:
-    """Centre every row and scale it to length 1; drop rows that are constant up to round-off."""
-    units = values - values.mean(axis=1, keepdims=True)
-    lengths = np.sqrt(np.einsum("nk,nk->n", units, units))
-    norms = np.sqrt(np.einsum("nk,nk->n", values, values))
-    varies = lengths > math.sqrt(values.shape[1]) * np.finfo(np.float64).eps * norms
-    if not varies.all():
-        units, lengths = units[varies], lengths[varies]
-    units /= lengths[:, None]
-    return units, varies
-
-
-def _fourth_powers(units: F64) -> float:
-    """Sum of |u_i|^4: N up to round-off, and the round-off that the Gram matrix holds too."""
-    return float((np.einsum("nk,nk->n", units, units) ** 2).sum())
-
-
-def _square_sum(matrix: F64) -> float:
-    flat = matrix.ravel()
-    return float(flat @ flat)
-
-
-def _roots(eigenvalues: npt.NDArray[np.floating[Any]]) -> F64:
-    """Singular values from eigenvalues of Z^T Z; what is below round-off is 0."""
-    noise = len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues.max()
-    return np.sqrt(np.where(eigenvalues > noise, eigenvalues, 0.0))
-
-
-def _rankme(singular: F64) -> float:
-    shares = singular / singular.sum() + RANKME_EPSILON
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    picked = devices.pick(device)
+    if picked.type != "cuda":
+        return grams.Grams(width), False
+    return grams.DeviceGrams(width, picked), True

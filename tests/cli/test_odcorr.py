@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from processes import pathfm
 
 from pathfm_cli import artifacts, errors
@@ -164,8 +166,14 @@ def run_folder(tmp_path_factory):
         std=half,
     )
     header = artifacts.Header(kind="checkpoint", settings={"a": 1})
-    export.export(folder / "run", encoder, info, header)
+    export.export(folder / "run", encoder, dataclasses.replace(info, step=40), header)
     export.export(folder / "bare", encoder, info, header)
+    with torch.no_grad():
+        encoder.norm.weight.zero_()
+        encoder.norm.bias.copy_(torch.linspace(-1, 1, len(encoder.norm.bias)))
+    early = artifacts.Header(kind="checkpoint", settings={"a": 1, "step": 5})
+    info = dataclasses.replace(info, step=5)
+    export.export(folder / "run" / "exports" / "step-000005", encoder, info, early)
     return folder
 
 
@@ -200,6 +208,50 @@ def test_which_patches(run_folder, monkeypatch):
         runs.embed_run(run, Path("t.parquet"), run_folder)
 
 
-def test_patches_without_a_run(folder):
-    done = pathfm("odcorr", "z.npy", "--patches", "p.parquet", cwd=folder)
-    assert done.returncode == 2 and "--patches goes with a run" in done.stderr
+@pytest.mark.parametrize("flag", [("--patches", "p.parquet"), ("--every-export",)])
+def test_options_of_a_run_without_a_run(folder, flag):
+    done = pathfm("odcorr", "z.npy", *flag, cwd=folder)
+    assert done.returncode == 2 and f"{flag[0]} goes with a run" in done.stderr
+
+
+def test_every_export_of_a_run(run_folder):
+    arguments = ("odcorr", "run", "--every-export", "-o", "all.parquet", "--max", "0.9999")
+    done = pathfm(*arguments, cwd=run_folder)
+    # The collapsed encoder is the one of step 5; the limit is for the last.
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    first, last = record["exports"]
+    assert (first["step"], last["step"]) == (5, 40)
+    assert first["odcorr"] == pytest.approx(1, abs=1e-9) and first["rankme"] < 1.01
+    alone = json.loads(pathfm("odcorr", "run", cwd=run_folder).stdout)["metrics"]
+    for metrics in (last, record["metrics"]):
+        assert metrics["odcorr"] == pytest.approx(alone["odcorr"], abs=1e-9)
+    table = pl.read_parquet(run_folder / "all.parquet").filter(pl.col("metric") == "odcorr")
+    assert table["run"].to_list() == [5, 40, None]
+    again = pathfm(*arguments, cwd=run_folder)
+    assert json.loads(again.stdout) == record and "up to date" in again.stderr
+    plan = json.loads(
+        pathfm("odcorr", "--every-export", "-n", cwd=run_folder, stdin="run/teacher.safetensors\n")
+        .stdout
+    )  # fmt: skip
+    assert plan["steps"] == [5, 40]
+    early = pathfm("odcorr", "run/exports/step-000005", "--max", "0.9999", cwd=run_folder)
+    assert early.returncode == 5 and json.loads(early.stdout)["metrics"]["n"] == 24
+    bare = pathfm("odcorr", "bare", "--every-export", "--patches", "q.parquet", cwd=run_folder)
+    assert bare.returncode == 3 and "bare exported no encoder on the way" in bare.stderr
+
+
+def test_a_baseline(run_folder):
+    first = pathfm("odcorr", "run", "--json", cwd=run_folder)
+    (run_folder / "old.json").write_text(first.stdout)
+    document = json.loads(pathfm("odcorr", "run", "-o", "old/", cwd=run_folder).stdout)
+    assert document["metrics"]["odcorr"] == json.loads(first.stdout)["metrics"]["odcorr"]
+    gates = ("--baseline", "old.json", "--tolerance", "0.0005")
+    assert pathfm("odcorr", "run", *gates, "-q", cwd=run_folder).returncode == 0
+    worse = pathfm("odcorr", "run/exports/step-000005", *gates, cwd=run_folder)
+    assert worse.returncode == 5 and "above the 0." in worse.stderr
+    other = pathfm("odcorr", "run", *gates, "--patches", "q.parquet", cwd=run_folder)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "rows 24, now 9" in other.stderr
+    alone = pathfm("odcorr", "run", "--tolerance", "0.1", cwd=run_folder)
+    assert alone.returncode == 2 and "go together" in alone.stderr

@@ -1,140 +1,17 @@
 """Whole reports of artifacts written here, hostile ones too, and what a browser makes of them."""
 
-import json
 import re
-from html import parser
 
 import numpy as np
-import polars as pl
 import pytest
 from browsers import chromium
-from PIL import Image
+from pages import Tags, a_probe, a_run, page_of, some_embeddings
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import errors
 from pathfm_cli.pretrain import folder
-from pathfm_cli.report import inputs, maps, several, tables, write
+from pathfm_cli.report import inputs, maps, tables, write
 
 EVIL = '<img src=x onerror="alert(1)">'
-
-
-class Tags(parser.HTMLParser):
-    """Counts elements that are open at the end, and keeps the names of all."""
-
-    VOID = {"meta", "img", "br"}
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.all, self.attributes = [], set(), []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.all.add(tag)
-        self.attributes += [name for name, _ in attributes]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def a_run(path, *, name="demo", steps=4, looks=True, finished=True):
-    path.mkdir(parents=True)
-    settings = {
-        "name": name,
-        "model": {"arch": "vit_tiny"},
-        "head": {"prototypes": 64},
-        "train": {"steps": steps, "batch_size": 8, "seed": 3},
-    }
-    header = artifacts.Header(kind="checkpoint", parents=("tissue:1",), settings=settings)
-    (path / folder.IDENTITY).write_text(header.dumps())
-    lines = [
-        {"step": n, "loss": 4 - n / 2, "kl": 1 / n, "lr": 1e-3, "teacher_entropy": 2.0,
-         "grad_norm": 1.0, "images_per_s": 100.0 + n, "stall": 0.02, "failed_patches": 0}
-        for n in range(1, steps + 1)
-    ]  # fmt: skip
-    (path / folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if looks:
-        rows = [
-            {"step": n, "odcorr": 0.9 - n / 10, "rankme": 10.0 + n, "floor": 0.2, "patches": 6,
-             "knn": 0.3 + n / 10, "linear": 0.4 + n / 10, "chance": 0.25}
-            for n in range(steps + 1)
-        ]  # fmt: skip
-        (path / folder.WATCH).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        Image.new("RGB", (40, 20), "purple").save(path / folder.CROPS, format="JPEG")
-    if finished:
-        from safetensors import numpy as safetensors_numpy
-
-        weights = {"a": np.zeros(1, np.float32)}
-        metadata = {"pathfm": header.dumps()}
-        safetensors_numpy.save_file(weights, path / folder.RESULT, metadata=metadata)
-    return path
-
-
-def a_probe(path, score, *, parent="embeddings:aa", classes=("a", "b"), scored=None, **document):
-    numbers = {"balanced_accuracy": score, "balanced_accuracy_low": score - 0.1,
-               "balanced_accuracy_high": score + 0.1, "accuracy": score}  # fmt: skip
-    settings = {"task": "probe", "protocol": {"name": "paper"}, "runs": 2}
-    settings |= {"scored": scored} if scored else {}
-    header = artifacts.Header(kind="scores", parents=(parent,), settings=settings, metrics=numbers)
-    rows = [(name, "test", None, value) for name, value in numbers.items()]
-    rows += [(f"recall:{name}", "test", None, 0.25) for name in classes]
-    schema = {"metric": pl.String, "split": pl.String, "run": pl.Int64, "value": pl.Float64}
-    frame = pl.DataFrame(rows, schema, orient="row")
-    path.mkdir(parents=True)
-    artifacts.write_table(path / "scores.parquet", frame, header)
-    whole = {
-        "classes": list(classes),
-        "reported_on": "test",
-        "confusion": {"test": [[[3, 1], [0, 4]], [[1, 3], [0, 4]]]},
-        "calibration": {"count": [4, 0, 4], "confidence": [0.6, None, 0.9],
-                        "accuracy": [0.5, None, 1.0], "ece": 0.1},
-        "curves": [{"step": [1, 2], "score": [[0.1, 0.2], [0.3, 0.4]]}],
-        **document,
-    }  # fmt: skip
-    (path / "scores.json").write_text(json.dumps(whole))
-    return path
-
-
-def an_odcorr(path, odcorr, parent="embeddings:aa"):
-    numbers = {"odcorr": odcorr, "rankme": 20 * odcorr}
-    header = artifacts.Header(
-        kind="scores", parents=(parent,), settings={"task": "odcorr"}, metrics=numbers
-    )
-    rows = [(name, "", None, value) for name, value in numbers.items()]
-    schema = {"metric": pl.String, "split": pl.String, "run": pl.Int64, "value": pl.Float64}
-    path.mkdir(parents=True)
-    frame = pl.DataFrame(rows, schema, orient="row")
-    artifacts.write_table(path / "scores.parquet", frame, header)
-    return path
-
-
-def some_embeddings(path, count=30, label="a"):
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(count, 5)).astype(np.float32)
-    frame = pl.DataFrame(
-        {
-            "id": [f"{label}{n}" for n in range(count)],
-            "embedding": pl.Series(vectors, dtype=pl.Array(pl.Float32, 5)),
-            "label": [label if n % 2 else "b" for n in range(count)],
-            "error": pl.Series([None] * count, dtype=pl.String),
-        }
-    )
-    header = artifacts.Header(kind="embeddings", settings={"model": "vit"})
-    artifacts.write_table(path, frame, header)
-    return path
-
-
-def page_of(tmp_path, *paths):
-    out = tmp_path / "report.html"
-    write.report([str(path) for path in paths], out, overwrite=True)
-    text = out.read_text()
-    assert Tags(text).open == []
-    return text
 
 
 def test_a_run_shows_its_curves_looks_and_pictures(tmp_path):
@@ -219,62 +96,6 @@ def test_many_classes_get_no_matrix(tmp_path):
     names = [f"c{n}" for n in range(41)]
     text = tables.confusion(names, np.eye(41))
     assert "41 classes" in text and "<table" not in text
-
-
-def test_several_make_a_leaderboard_and_figure_6(tmp_path):
-    paths = [a_run(tmp_path / "one"), a_run(tmp_path / "two", name="other")]
-    for number, (score, odcorr) in enumerate([(0.5, 0.9), (0.7, 0.4), (0.6, 0.6)]):
-        parent = f"embeddings:{number}"
-        paths += [a_probe(tmp_path / f"p{number}", score, parent=parent)]
-        paths += [an_odcorr(tmp_path / f"o{number}", odcorr, parent)]
-    text = page_of(tmp_path, *paths)
-    board = text.split("Leaderboard")[1].split("</table>")[0]
-    assert re.findall(r"<td>(p\d)</td>", board) == ["p1", "p2", "p0"]
-    assert "0.4000" in board and "<th>ECE</th>" not in board
-    assert "probes, paper: Spearman -1.00, n = 3" in text
-    assert "one, linear probe: Spearman -1.00, n = 5" in text
-    assert "one, linear probe: Spearman +1.00, n = 5" in text
-    assert "Learning curves" in text and text.count("<h2>") == 9
-
-
-def test_a_leaderboard_has_one_table_a_data_set_and_protocol(tmp_path):
-    paths = []
-    for name, model, task in (
-        ("p0", "uni", "bach"),
-        ("p1", "phikon", "bach"),
-        ("p2", "uni", "crc"),
-    ):
-        paths.append(a_probe(tmp_path / name, 0.5, scored={"model": model, "task": task}))
-    paths.append(
-        a_probe(tmp_path / "p3", 0.9, scored={"model": "uni", "task": "crc", "partial": True})
-    )
-    board = page_of(tmp_path, *paths).split("Leaderboard")[1]
-    titles = re.findall(r"<h4>(.*?)</h4>", board)
-    assert titles == ["bach, paper", "crc, paper", "crc (not complete), paper"]
-    first = board.split("<h4>")[1]
-    assert "<td>uni</td>" in first and "<td>phikon</td>" in first
-    assert re.findall(r"<td>(p\d)</td>", first) == ["p0", "p1"]
-
-
-def test_scores_that_were_made_otherwise_share_no_table():
-    def scores(**settings):
-        header = artifacts.Header(kind="scores", settings={"task": "probe", **settings})
-        return inputs.Scores("p", None, header, pl.DataFrame(), {}).terms
-
-    plain = {"protocol": {"name": "paper"}, "method": "linear", "select": "val", "test": "test"}
-    assert scores(**plain, shots=None, folds=None) == "paper"
-    assert (
-        scores(**{**plain, "shots": 5, "select": "last"}) == "paper, 5 images a class, select last"
-    )
-    assert scores(method="knn", folds=5, by="group") == "knn, 5 folds"
-    assert scores(method="logreg", folds="split", test="val") == "logreg, folds of split, test val"
-    assert scores(task="segment") == "segment"
-
-
-def test_spearman():
-    assert several.spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
-    assert several.spearman([1, 2], [1, 2]) is None
-    assert several.spearman([1, 2, 3], [1, 1, 1]) is None
 
 
 def test_a_plane_of_embeddings(tmp_path):

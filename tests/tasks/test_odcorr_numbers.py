@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.tasks import features, odcorr
+from pathfm_cli.tasks import features, grams, odcorr
 
 
 def definition(z):
@@ -99,24 +100,82 @@ def test_half_precision_does_not_overflow():
     assert odcorr.measure([z], 60, 20).odcorr == pytest.approx(definition(z), abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("value", "limits", "fails"),
-    [(0.5, (None, 0.5), False), (0.51, (None, 0.5), True), (0.1, (0.2, None), True)]
-    + [(0.2, (0.2, 0.9), False), (math.nan, (None, 1.0), True), (math.nan, (0.0, None), True)],
-)
-def test_gate(value, limits, fails):
-    if not fails:
-        odcorr.gate(value, *limits)
-        return
-    with pytest.raises(errors.GateFailed) as caught:
-        odcorr.gate(value, *limits)
-    assert caught.value.exit_code == 5
+@pytest.mark.parametrize(("name", "z"), list(matrices()), ids=[n for n, _ in matrices()])
+def test_the_spectrum_is_the_variance_along_principal_directions(name, z):
+    found = odcorr.measure([z[:7], z[7:]] if len(z) > 7 else [z], *z.shape)
+    centred = z.astype(np.float64) - z.astype(np.float64).mean(axis=0)
+    expected = np.linalg.svd(centred, compute_uv=False) ** 2 / len(z)
+    assert len(found.variances_R) == min(z.shape)
+    assert found.variances_R == pytest.approx(expected, rel=1e-7, abs=1e-12 * expected[0])
+    numbers = found.numbers()
+    assert numbers["top1"] == pytest.approx(expected[0] / expected.sum())
+    assert numbers["top10"] == pytest.approx(expected[:10].sum() / expected.sum())
 
 
-@pytest.mark.parametrize("limits", [(None, 1.5), (-0.1, None), (None, math.nan), (0.6, 0.5)])
-def test_limits_nothing_can_meet(limits):
-    with pytest.raises(errors.UsageError):
-        odcorr.check_limits(*limits)
+def test_alpha_of_a_known_power_law():
+    # Orthogonal directions, the r-th with variance 4 r^-1.5: rows of length 1 / sqrt(N) each.
+    rng = np.random.default_rng(7)
+    basis = rng.standard_normal((500, 120))
+    basis = np.linalg.qr(basis - basis.mean(axis=0))[0]
+    turn = np.linalg.qr(rng.standard_normal((120, 120)))[0]
+    ranks = np.arange(1, 121)
+    z = basis * np.sqrt(500 * 4 * ranks**-1.5) @ turn + 30
+    found = odcorr.measure([z[:100], z[100:]], *z.shape)
+    assert found.variances_R == pytest.approx(4 * ranks**-1.5, rel=1e-6)
+    assert found.alpha.exponent == pytest.approx(1.5, abs=1e-6)
+    assert (found.alpha.first, found.alpha.last) == (4, 100)
+
+
+def test_alpha_is_a_weighted_line_through_ranks_4_to_100():
+    z = np.random.default_rng(8).standard_normal((60, 200)) * np.arange(1, 201)
+    found = odcorr.measure([z], *z.shape)
+    ranks = np.arange(4, 60)  # 60 rows have 59 directions around their mean
+    slope = np.polyfit(np.log(ranks), np.log(found.variances_R[3:59]), 1, w=np.sqrt(1 / ranks))[0]
+    assert found.alpha.exponent == pytest.approx(-slope)
+    assert (found.alpha.first, found.alpha.last) == (4, 59)
+
+
+def test_a_short_spectrum_has_no_alpha():
+    rng = np.random.default_rng(9)
+    z = rng.standard_normal((200, 3)) @ rng.standard_normal((3, 30))
+    numbers = odcorr.measure([z], *z.shape).numbers()
+    assert not {"alpha", "alpha_first", "alpha_last"} & set(numbers)
+
+
+@pytest.mark.parametrize("rows", [6, 60])
+def test_a_collapsed_encoder_has_no_variance(rows):
+    z = np.tile(np.random.default_rng(10).standard_normal(20), (rows, 1)).astype(np.float32)
+    numbers = odcorr.measure([z], *z.shape).numbers()
+    assert numbers["odcorr"] == pytest.approx(1, abs=1e-12)
+    assert numbers["rankme"] == pytest.approx(1, abs=1e-3)
+    assert "top1" not in numbers and "alpha" not in numbers
+
+
+def test_sums_on_a_device_are_those_of_numpy():
+    import torch
+
+    z = np.random.default_rng(11).standard_normal((300, 40)).astype(np.float32)
+    z[5], z[250:255] = 3.0, z[0]
+    there = grams.DeviceGrams(40, torch.device("cpu"))
+    here = grams.Grams(40)
+    for block in (z[:5], z[5:6], z[6:128], z[128:]):
+        there.add(block)
+        here.add(block)
+    one, two = there.finish(), here.finish()
+    assert one.used == two.used == 299
+    clean = np.delete(z, 5, axis=0)
+    assert one.off_diagonal == pytest.approx(definition(clean) ** 2 * 299 * 298, rel=1e-11)
+    assert one.singular_R == pytest.approx(two.singular_R, rel=1e-9)
+    assert one.variances_R == pytest.approx(two.variances_R, rel=1e-9)
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    z = np.zeros((9, 4), np.float32)
+    with pytest.raises(errors.UsageError, match="no device"):
+        odcorr.measure([z], 9, 4, device="tpu")
+    monkeypatch.setattr(odcorr, "DRIVERS", ("/nowhere",))
+    z = np.random.default_rng(0).standard_normal((9, 4))
+    assert odcorr.measure([z], 9, 4, device="auto").gpu is False
 
 
 def test_scores_artifact(tmp_path):
@@ -131,6 +190,8 @@ def test_scores_artifact(tmp_path):
     values = dict(table.frame.select("metric", "value").iter_rows())
     assert values["odcorr"] == pytest.approx(definition(z[30:]), abs=1e-12)
     assert record["metrics"] == {**values, "seconds": record["metrics"]["seconds"]}
+    spread = np.sort(np.linalg.eigvalsh(np.cov(z[30:].T.astype(np.float64), bias=True)))[::-1]
+    assert json.loads((tmp_path / "o.json").read_text())["spectrum"] == pytest.approx(spread)
     assert set(table.frame["split"]) == {"test"}
     assert record["id"] == odcorr.odcorr(source, None, split="test").record["id"]
     again = odcorr.odcorr(source, out, split="test")

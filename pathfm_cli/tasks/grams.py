@@ -1,0 +1,220 @@
+"""Sums over rows from which ODCorr and the spectra follow, all in float64.
+
+Legend: N rows, n rows of a block, K width. u_i is row i, centred over its K numbers and scaled to
+length 1, so that u_i . u_j is the correlation of rows i and j, and sum_i |u_i|^4 is N.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pathfm_cli import errors
+from pathfm_cli.tasks import spectrum
+
+if TYPE_CHECKING:
+    import torch
+
+F64 = npt.NDArray[np.float64]
+BLOCK_ROWS = 4096
+"""Rows multiplied at once: 32 MB of float64 at K = 1024, twice."""
+TILE_NUMBERS = 1 << 17
+"""Numbers prepared at once: 1 MB, so that every step but the first finds them in the cache."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sums:
+    """What all rows together give."""
+
+    used: int
+    """Rows that are not constant; only these count."""
+    off_diagonal: float
+    """Sum of rho_ij^2 over i != j."""
+    singular_R: F64
+    """Singular values of the rows, falling."""
+    variances_R: F64
+    """Eigenvalues of their covariance (over N, the mean row taken off), falling."""
+
+
+class Summing(Protocol):
+    """Takes blocks of rows, then tells their sums."""
+
+    def add(self, block_nK: npt.NDArray[Any]) -> None:
+        """Take the rows of a float array."""
+
+    def finish(self) -> Sums:
+        """The sums; ask at most once."""
+
+
+class Rows:
+    """For N <= K: keeps all rows, and sums the N x N matrix of the definition itself."""
+
+    def __init__(self) -> None:
+        self._values: list[F64] = []
+        self._units: list[F64] = []
+
+    def add(self, block_nK: npt.NDArray[Any]) -> None:
+        """Take the rows of a float array."""
+        values, units = _unit_rows(block_nK.astype(np.float64))
+        self._values.append(values)
+        self._units.append(units)
+
+    def finish(self) -> Sums:
+        """The sums; ask at most once."""
+        units = np.concatenate(self._units)
+        if len(units) < 2:
+            return _too_few(len(units))
+        correlations = units @ units.T
+        np.fill_diagonal(correlations, 0.0)
+        values = np.concatenate(self._values)
+        singular = np.asarray(np.linalg.svd(values, compute_uv=False), dtype=np.float64)
+        centred = values - values.mean(axis=0)
+        variances = np.linalg.eigvalsh(centred @ centred.T / len(values))
+        scale = float((singular**2).sum()) / len(values)
+        return Sums(
+            len(units),
+            _square_sum(correlations),
+            singular,
+            spectrum.significant(variances, scale),
+        )
+
+
+class Grams:
+    """For N > K: adds up K x K matrices, so memory does not grow with N."""
+
+    def __init__(self, width: int) -> None:
+        self._unit_KK = np.zeros((width, width))
+        self._spread_KK = np.zeros((width, width))
+        self._product_KK = np.empty((width, width))
+        self._units = np.empty((BLOCK_ROWS, width))
+        self._values = np.empty((BLOCK_ROWS, width))
+        self._sum_K = np.zeros(width)
+        self._origin_K: F64 | None = None
+        self._used = 0
+
+    def add(self, block_nK: npt.NDArray[Any]) -> None:
+        """Take the rows of a float array."""
+        for start in range(0, len(block_nK), BLOCK_ROWS):
+            count = self._fill(block_nK[start : start + BLOCK_ROWS])
+            for sums, rows in ((self._unit_KK, self._units), (self._spread_KK, self._values)):
+                # numpy computes A.T @ A by the symmetric routine, at half the work.
+                np.matmul(rows[:count].T, rows[:count], out=self._product_KK)
+                sums += self._product_KK
+            self._used += count
+
+    def _fill(self, block_nK: npt.NDArray[Any]) -> int:
+        """Put rows that are not constant into both buffers, by tiles that stay in the cache."""
+        tile_rows = max(1, TILE_NUMBERS // block_nK.shape[1])
+        count = 0
+        for start in range(0, len(block_nK), tile_rows):
+            values, units = _unit_rows(block_nK[start : start + tile_rows].astype(np.float64))
+            if not len(values):
+                continue
+            # Around a row near the mean: the covariance keeps its digits where the mean is large.
+            if self._origin_K is None:
+                self._origin_K = values.mean(axis=0)
+            into = slice(count, count + len(values))
+            self._units[into] = units
+            np.subtract(values, self._origin_K, out=self._values[into])
+            self._sum_K += self._values[into].sum(axis=0)
+            count += len(values)
+        return count
+
+    def finish(self) -> Sums:
+        """The sums; ask at most once."""
+        if self._origin_K is None or self._used < 2:
+            return _too_few(self._used)
+        return _sums(
+            self._used,
+            _square_sum(self._unit_KK) - self._used,
+            self._spread_KK,
+            self._sum_K,
+            self._origin_K,
+        )
+
+
+class DeviceGrams:
+    """`Grams` on a torch device that has float64, such as CUDA."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        import torch
+
+        self._torch = torch
+        zeros = torch.zeros((width, width), dtype=torch.float64, device=device)
+        self._unit_KK, self._spread_KK = zeros, zeros.clone()
+        self._sum_K = zeros[0].clone()
+        self._origin_K: torch.Tensor | None = None
+        self._used = 0
+
+    def add(self, block_nK: npt.NDArray[Any]) -> None:
+        """Take the rows of a float array."""
+        values = self._torch.tensor(block_nK).to(self._sum_K.device, self._torch.float64)
+        units = values - values.mean(dim=1, keepdim=True)
+        lengths, norms = units.norm(dim=1), values.norm(dim=1)
+        varies = lengths > _round_off(values.shape[1]) * norms
+        values, units = values[varies], units[varies] / lengths[varies, None]
+        if not len(values):
+            return
+        self._unit_KK += units.T @ units
+        if self._origin_K is None:
+            self._origin_K = values.mean(dim=0)
+        values = values - self._origin_K
+        self._spread_KK += values.T @ values
+        self._sum_K += values.sum(dim=0)
+        self._used += len(values)
+
+    def finish(self) -> Sums:
+        """The sums; ask at most once."""
+        if self._origin_K is None or self._used < 2:
+            return _too_few(self._used)
+        off_diagonal = float((self._unit_KK**2).sum()) - self._used
+        matrices = (self._spread_KK, self._sum_K, self._origin_K)
+        return _sums(self._used, off_diagonal, *(part.cpu().numpy() for part in matrices))
+
+
+def _sums(used: int, off_diagonal: float, spread_KK: F64, sum_K: F64, origin_K: F64) -> Sums:
+    """Both spectra from the sums of (z - origin)(z - origin)^T and of z - origin."""
+    cross_KK = np.outer(origin_K, sum_K)
+    raw_KK = spread_KK + cross_KK + cross_KK.T + used * np.outer(origin_K, origin_K)
+    if not np.isfinite(raw_KK).all():
+        raise errors.InputError(
+            "The embeddings are too large to square in float64.", "divide them by a constant"
+        )
+    mean_K = sum_K / used
+    covariance_KK = spread_KK / used - np.outer(mean_K, mean_K)
+    scale = float(np.trace(raw_KK)) / used
+    singular = np.sqrt(spectrum.significant(np.linalg.eigvalsh(raw_KK)))
+    variances = spectrum.significant(np.linalg.eigvalsh(covariance_KK), scale)
+    return Sums(used, off_diagonal, singular, variances)
+
+
+def _too_few(used: int) -> Sums:
+    empty = np.zeros(0)
+    return Sums(used, math.nan, empty, empty)
+
+
+def _unit_rows(values_nK: F64) -> tuple[F64, F64]:
+    """The rows that are not constant up to round-off, as they are, and centred and of length 1."""
+    width = values_nK.shape[1]
+    means = values_nK.mean(axis=1, keepdims=True)
+    units = values_nK - means
+    squares = np.einsum("nk,nk->n", units, units)
+    varies = np.sqrt(squares) > _round_off(width) * np.sqrt(squares + width * means[:, 0] ** 2)
+    if not varies.all():
+        values_nK, units, squares = values_nK[varies], units[varies], squares[varies]
+    units /= np.sqrt(squares)[:, None]
+    return values_nK, units
+
+
+def _round_off(width: int) -> float:
+    """Relative length that is left of a constant row once its mean is taken off, at most."""
+    return math.sqrt(width) * float(np.finfo(np.float64).eps)
+
+
+def _square_sum(matrix: F64) -> float:
+    flat = matrix.ravel()
+    return float(flat @ flat)
