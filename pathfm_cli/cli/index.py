@@ -28,6 +28,9 @@ def index(
         typer.Option(metavar="[SLIDE=]MPP", help="Set one slide's mpp, or all that lack one."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Store paths relative to this folder.")] = None,
+    deidentify_check: Annotated[
+        bool, typer.Option("--deidentify-check", help="Warn where metadata carries identifiers.")
+    ] = False,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,
     overwrite: options.Overwrite = False,
@@ -63,6 +66,11 @@ def index(
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, len(plan.files), "slides")
+    if deidentify_check:
+        from pathfm_cli.data import identifiers
+
+        for sentence in identifiers.sentences(plan.files, workers):
+            output.note(f"pathfm: {sentence}")
     if done.hint:
         output.note(f"hint: {done.hint}")
     return sink.emit(done.record, done.summary, f"pathfm mask {out} -o tissue.parquet")

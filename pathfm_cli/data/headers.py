@@ -36,6 +36,9 @@ SCHEMA: dict[str, Any] = {
     for column in kinds.KINDS["slides"].columns
 }
 
+MIN_TILE_BYTES = 1 << 20
+"""Tiles of fewer bytes are taken whatever their size; beyond it twice their raw RGB is the most."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
@@ -132,8 +135,22 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
     else:
         source.prefetch(list(_tables(description.planes)))
         planes = tuple(_load(plane, source, slide) for plane in description.planes)
+    for loaded in planes:
+        _refuse_large(loaded, slide)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
+
+
+def _refuse_large(loaded: Plane, slide: str) -> None:
+    """A tile is read whole: its bytes are bounded by its pixels, whatever the file claims."""
+    plane = loaded.plane
+    most = max(MIN_TILE_BYTES, 2 * 3 * plane.tile_width_px * plane.tile_height_px)
+    largest = int(loaded.counts.max(initial=0))
+    if largest > most:
+        raise errors.SlideError(
+            f"{slide}: a tile of {plane.tile_width_px}x{plane.tile_height_px} px claims {largest} "
+            "bytes, which is not plausible"
+        )
 
 
 def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
