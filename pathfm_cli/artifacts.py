@@ -382,7 +382,8 @@ def _safetensors_metadata(path: Path) -> dict[str, str] | None:
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size):
             raise ValueError("no safetensors header")
-        metadata = json.loads(file.read(size)).get("__metadata__", {})
+        document = json.loads(file.read(size))
+        metadata = document.get("__metadata__", {}) if isinstance(document, dict) else None
         if not isinstance(metadata, dict):
             raise ValueError("damaged safetensors header")
         return metadata or {"": ""}

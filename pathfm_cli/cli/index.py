@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import disk, errors
+from pathfm_cli import cluster, disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -33,6 +33,7 @@ def index(
     ] = False,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,
+    dask: options.Dask = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -49,6 +50,8 @@ def index(
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
+    if dask:
+        cluster.check(dask)
     disk.check_place(out)
     artifacts.check_replaceable(out)
     settings = (out, metadata, mpp_override or (), root)
@@ -61,8 +64,9 @@ def index(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())
-    with progress.track("index", quiet=quiet) as report:
-        done = library.run(plan, workers=workers, max_failed=max_failed, progress=report)
+    limits = {"workers": workers, "max_failed": max_failed}
+    with progress.track("index", quiet=quiet) as report, cluster.spread(dask) as spread:
+        done = library.run(plan, **limits, spread=spread, progress=report)
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, len(plan.files), "slides")

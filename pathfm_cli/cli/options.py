@@ -25,6 +25,12 @@ Workers = Annotated[
 ]
 MAX_SEED = 2**63 - 1
 """Seeds are written to TOML and parquet as signed numbers of 64 bits."""
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask", metavar="ADDRESS", help="Spread over a Dask cluster: tcp://HOST:8786, local:N."
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")
 ]

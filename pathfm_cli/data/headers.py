@@ -36,6 +36,8 @@ SCHEMA: dict[str, Any] = {
     for column in kinds.KINDS["slides"].columns
 }
 
+LOST = "the processes that read it died, one after another"
+"""The error of a slide that takes its reader with it."""
 MIN_TILE_BYTES = 1 << 20
 """Tiles of fewer bytes are taken whatever their size; beyond it twice their raw RGB is the most."""
 
@@ -84,6 +86,13 @@ def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, 
         for prefix in (f"{slide}: ", f"{file.source.path}: "):
             text = text.removeprefix(prefix)
         return {**row, "error": text}, ()
+
+
+def lost(file: File) -> tuple[Row, tuple[Plane, ...]]:
+    """As `read`, for a slide over which several processes have died."""
+    row: Row = dict.fromkeys(SCHEMA)
+    row |= {"slide": file.source.slide, "uri": file.uri, "size_bytes": file.size_bytes}
+    return {**row, "etag": file.etag, "error": LOST}, ()
 
 
 def _open(file: File) -> store.Source:
@@ -180,7 +189,8 @@ def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:
             f"{slide}: {lost} of {plane.tiles} tiles of the level of {size} px lie beyond the end "
             "of the file: it is cut short"
         )
-    return Plane(plane, offsets, counts)
+    # Without its directory, and so without an open file, it can travel to another process.
+    return Plane(dataclasses.replace(plane, directory=None), offsets, counts)
 
 
 def levels(planes: Sequence[Plane], places: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,9 @@ Report = Callable[[int, int], None]
 Loaded = source.Image | str
 """Pixels (H, W, 3) uint8, or why there are none."""
 Features = npt.NDArray[np.float32]
+Tick = Callable[[int], None]
+Compute = Callable[[Sequence[range], Tick], Iterator[tuple[int, pl.DataFrame]]]
+"""Number and rows of each chunk of rows, in order; tells how many more rows are done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ def embed(
     *,
     overwrite: bool = False,
     progress: Report = lambda done, total: None,
+    compute: Compute | None = None,
 ) -> Embedded:
     """Embed every row of a source and write the `embeddings` artifact, in the order of the source.
 
@@ -89,6 +94,7 @@ def embed(
         reading: batch size, threads, patience with failures.
         overwrite: replace a result made with other inputs or settings.
         progress: told (done, total) images.
+        compute: who computes the chunks; None: this process.
 
     Raises:
         errors.OutputClash: `out` holds something else.
@@ -100,7 +106,9 @@ def embed(
         return Embedded(record, False, _failures(pl.scan_parquet(Path(out))))
     parts = artifacts.Parts(out, header)
     with ranks.join() as joined:
-        failures = _write_parts(data, encoder, parts, reading or Reading(), progress, joined)
+        reading = reading or Reading()
+        compute = compute or functools.partial(chunks, data, encoder, reading)
+        failures = _write_parts(data, compute, parts, reading, progress, joined)
         joined.wait()
         if joined.leads:
             failures = _failures(parts.scan())
@@ -159,7 +167,7 @@ def _failures(frame: pl.LazyFrame) -> list[tuple[str, str]]:
 
 def _write_parts(
     data: source.Source,
-    encoder: weights.Encoder,
+    compute: Compute,
     parts: artifacts.Parts,
     reading: Reading,
     progress: Report,
@@ -167,13 +175,22 @@ def _write_parts(
 ) -> list[tuple[str, str]]:
     """Compute this process's chunks that are not there yet; return the failures of what is."""
     total, finished = data.rows.height, parts.done()
-    chunks = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
-    mine = [chunk for chunk in chunks if joined.mine(chunk.start // CHUNK)]
+    every = [range(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+    mine = [chunk for chunk in every if joined.mine(chunk.start // CHUNK)]
     missing = [chunk for chunk in mine if chunk.start // CHUNK not in finished]
     done = total - sum(map(len, missing))
     failures = _failures(parts.scan()) if finished else []
     _check_failures(failures, reading.max_failed, f"{done} {data.what}")
-    for number, frame in _chunks(data, encoder, missing, reading, progress) if missing else ():
+    if not missing:
+        return failures
+    ticked = done
+
+    def tick(rows: int) -> None:
+        nonlocal ticked
+        ticked += rows
+        progress(ticked, total)
+
+    for number, frame in compute(missing, tick):
         parts.write(number, frame)
         done += frame.height
         failures += _failures(frame.lazy())
@@ -190,24 +207,22 @@ def _check_failures(failures: Sequence[tuple[str, str]], allowed: int | None, of
         )
 
 
-def _chunks(
+def chunks(
     data: source.Source,
     encoder: weights.Encoder,
-    chunks: Sequence[range],
     reading: Reading,
-    progress: Report,
+    wanted: Sequence[range],
+    tick: Tick = lambda rows: None,
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the number and the rows of each chunk."""
+    """Yield the number and the rows of each chunk of rows that is wanted; see `Compute`."""
     size = reading.batch_size or fitting_batch(encoder)
-    batches = [chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size)]
-    done = data.rows.height - sum(map(len, chunks))
+    batches = [chunk[at : at + size] for chunk in wanted for at in range(0, len(chunk), size)]
     features: list[Features] = []
     reasons: list[str | None] = []
     for batch, rows, lost in _forward(data, encoder, batches, reading.workers):
         features.append(rows)
         reasons += lost
-        done += len(batch)
-        progress(done, data.rows.height)
+        tick(len(batch))
         if batch.stop % CHUNK == 0 or batch.stop == data.rows.height:
             first = batch.stop - len(reasons)
             meta = data.rows[first : batch.stop]

@@ -140,7 +140,7 @@ class Bomb:
             "system": (os.system, ("touch ran",)),
             "exec": (exec, ("open('ran', 'w').close()",)),
             "eval": (eval, ("open('ran', 'w').close()",)),
-            "getattr": (getattr, (os, "system")),
+            "getenv": (os.getenv, ("HOME",)),
             "open": (open, ("ran", "w")),
         }[self.name]
 

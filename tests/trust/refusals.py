@@ -7,7 +7,7 @@ from pathlib import Path
 
 from processes import pathfm
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 def left(folder: Path) -> set[str]:
