@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import importlib.util
 import itertools
 import logging
 import tempfile
@@ -45,10 +46,8 @@ def check(address: str) -> None:
         raise errors.UsageError(
             f"--dask {address} names no cluster.", "--dask local:4, or --dask tcp://SCHEDULER:8786"
         )
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise errors.MissingExtra("--dask", "distributed", "dask") from error
+    if importlib.util.find_spec("distributed") is None:
+        raise errors.MissingExtra("--dask", "distributed", "dask")
 
 
 @contextlib.contextmanager
@@ -88,7 +87,7 @@ class Cluster:
     @property
     def threads(self) -> int:
         """Threads of all workers; at least 1."""
-        return max(1, sum(self._client.nthreads().values()))
+        return max(1, sum(map(int, self._client.nthreads().values())))
 
     def map(
         self,
@@ -136,8 +135,7 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     Raises:
         errors.PathfmError: it cannot be reached, has no worker, or another pathfm.
     """
-    import distributed
-
+    distributed: Any = importlib.import_module("distributed")
     target: Any = address
     if address.startswith(LOCAL):
         target = _start(int(address.removeprefix(LOCAL)), stack)
@@ -168,8 +166,7 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
 
 def _start(count: int, stack: contextlib.ExitStack) -> Any:
     """Workers of one thread each on this machine; one that dies is started again."""
-    import distributed
-
+    distributed: Any = importlib.import_module("distributed")
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="pathfm-"))
     return stack.enter_context(
         distributed.LocalCluster(
@@ -196,8 +193,8 @@ def _version() -> str:
 
 
 def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
-    import distributed
-
+    distributed: Any = importlib.import_module("distributed")
+    comm: Any = importlib.import_module("distributed.comm")
     try:
         found: R = future.result()
     except distributed.KilledWorker as error:
@@ -207,7 +204,7 @@ def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
             f"{DEATHS} workers died over the same piece of work.",
             "workers with more memory; the same command goes on from what is finished",
         ) from error
-    except (distributed.CommClosedError, futures.CancelledError) as error:
+    except (comm.CommClosedError, futures.CancelledError) as error:
         raise errors.PathfmError(
             f"The cluster is gone: {_first_line(error)}.",
             "the same command goes on from what is finished",

@@ -24,18 +24,7 @@ ALLOWED = {
     "report": TOP | {"pretrain.folder", "tasks.scores", "report"},
     "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "report", "cli"},
 }
-NO_TORCH = [
-    "errors",
-    "kinds",
-    "config",
-    "disk",
-    "artifacts",
-    "page",
-    "cluster",
-    "wsi",
-    "data",
-    "report",
-]
+NO_TORCH = [*sorted(TOP), "wsi", "data", "report"]
 TENSORS = ("stream.py", "workers.py", "salvage.py")
 """Modules of `data` that hand over batches of tensors."""
 

@@ -64,9 +64,10 @@ def index(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())
-    limits = {"workers": workers, "max_failed": max_failed}
     with progress.track("index", quiet=quiet) as report, cluster.spread(dask) as spread:
-        done = library.run(plan, **limits, spread=spread, progress=report)
+        done = library.run(
+            plan, workers=workers, max_failed=max_failed, spread=spread, progress=report
+        )
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, len(plan.files), "slides")

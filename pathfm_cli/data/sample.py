@@ -184,6 +184,7 @@ def sample(
     parts = artifacts.Parts(out, header)
     done = parts.done()
     tasks = [task for task in _tasks(table, slides, config, choice) if task[0] not in done]
+    made: Iterator[pl.DataFrame]
     if spread is None:
         made = (task() for _, _, task in tasks)
     else:

@@ -1,4 +1,4 @@
-"""Bad tables, manifests, pipes, recipes, features, images and outputs: one sentence, and nothing."""
+"""Bad tables, manifests, pipes, recipes, features and outputs: one sentence, and no file."""
 
 import json
 from collections.abc import Callable
