@@ -24,8 +24,6 @@ CONNECT_S = 30
 """How long a scheduler may take to answer, and its first worker to be there."""
 AHEAD = 4
 """Pieces under way for each thread of the workers."""
-DEATHS = 3
-"""Workers that may die over one piece before the piece is given up."""
 LOCAL = "local:"
 SCHEMES = ("tcp://", "tls://")
 
@@ -102,7 +100,8 @@ class Cluster:
         Args:
             work: can be pickled, and gives the same result wherever it runs; sent once a worker.
             pieces: can be pickled.
-            lost: the result of a piece that took `DEATHS` workers with it; None raises.
+            lost: the result of a piece that took several workers with it (Dask's setting
+                `distributed.scheduler.allowed-failures`, 3, and one); None raises.
 
         Raises:
             errors.PathfmError: what `work` raises, or a piece was lost.
@@ -112,7 +111,8 @@ class Cluster:
         todo = iter(pieces)
         try:
             while True:
-                for piece in itertools.islice(todo, AHEAD * self.threads - len(waiting)):
+                room = max(0, AHEAD * self.threads - len(waiting))
+                for piece in itertools.islice(todo, room):
                     future = self._client.submit(_apply, shared, piece, pure=False)
                     waiting.append((piece, future))
                 if not waiting:
@@ -201,7 +201,7 @@ def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
         if lost is not None:
             return lost(piece)
         raise errors.PathfmError(
-            f"{DEATHS} workers died over the same piece of work.",
+            "Workers died over the same piece of work, one after another.",
             "workers with more memory; the same command goes on from what is finished",
         ) from error
     except (comm.CommClosedError, futures.CancelledError) as error:

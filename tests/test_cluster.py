@@ -18,13 +18,14 @@ from pathfm_cli import artifacts, cluster, errors
 pytest.importorskip("distributed")
 
 MODEL = "random/test_vit"
+DEMO = Path(cluster.__file__).parent / "demo_data" / "CMU-1-Small-Region.svs"
 
 
 def chain(folder: Path, slides: Path, *spread: str) -> Path:
     """Run the four verbs with these options; the folder of their results."""
     folder.mkdir()
     steps: Sequence[Sequence[str | Path]] = (
-        ("index", slides, "-o", folder / "s.parquet", "--mpp-override", "1.0"),
+        ("index", slides, "-o", folder / "s.parquet"),
         ("mask", folder / "s.parquet", "--method", "otsu", "-o", folder / "t.parquet"),
         (
             *("sample", folder / "t.parquet", "--grid", "--mpp", "4", "--size", "64"),
@@ -40,11 +41,11 @@ def chain(folder: Path, slides: Path, *spread: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def few(slides_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four slides, one of them broken."""
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small slides, one of them broken."""
     folder = tmp_path_factory.mktemp("few")
-    for name in ("BS3_liver_HE_10x", "gastritis_stomach_HE_10x", "lipoma_colon_HE_nompp"):
-        (folder / f"{name}.svs").symlink_to(slides_folder / f"{name}.svs")
+    for name in ("a", "c", "d"):
+        (folder / f"{name}.svs").symlink_to(DEMO)
     (folder / "broken.svs").write_bytes(b"no slide")
     return folder
 
