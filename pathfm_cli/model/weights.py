@@ -227,8 +227,12 @@ def _run(path: Path) -> _Loaded:
     state = files.read(file)
     files.check_arguments(info.arch, info.kwargs, len(state), file.parent / export.MODEL)
     # What does not fit the weights is found before anything of its size is allocated.
-    with torch.device("meta"):
-        shape = vit.build(info.arch, **info.kwargs)
+    try:
+        with torch.device("meta"):
+            shape = vit.build(info.arch, **info.kwargs)
+    except errors.UsageError as error:
+        described = file.parent / export.MODEL
+        raise errors.InputError(f"{described} describes no encoder: {error}") from error
     foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
     module = vit.build(info.arch, **info.kwargs)
     module.load_state_dict(state)
