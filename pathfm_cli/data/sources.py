@@ -213,6 +213,8 @@ def _table(path: Path) -> list[Source]:
             f"to join it to slides: pathfm index slides/ --metadata {path}",
         )
     metadata.check_columns(path, frame.columns, allowed=(column, "slide"))
+    if frame.is_empty():
+        raise errors.InputError(f"{path} lists no slides: it has no row.", "a row a slide")
     listed = []
     for row in frame.iter_rows(named=True):
         name = row.pop(column)
