@@ -61,6 +61,7 @@ def embed(
     json: options.Json = False,
     quiet: options.Quiet = False,
     dry_run: options.DryRun = False,
+    measure_s: options.Measure = options.MEASURE_S,
 ) -> int:
     r"""Embed patches of slides, a grid over tissue, or image files with any encoder.
 
@@ -107,7 +108,12 @@ def embed(
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(request.plan(data, spec, out))
+        found = request.plan(data, spec, out)
+        if measure_s:
+            from pathfm_cli.tasks import rehearsal
+
+            found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s)
+        return sink.plan(found)
     network = network or encoder.load(spec, **how)
     from pathfm_cli.model import weights
     from pathfm_cli.tasks import apart

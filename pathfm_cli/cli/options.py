@@ -20,6 +20,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", "-n", help="Say what would be done; touch nothing.")
 ]
+MEASURE_S = 20.0
+"""About as long as a person waits for an answer."""
+Measure = Annotated[
+    float,
+    typer.Option(min=0, help="With --dry-run: seconds to try the work out for; 0: not at all."),
+]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parallel readers; 0 means one per core.")
 ]

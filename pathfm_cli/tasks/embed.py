@@ -295,7 +295,7 @@ def _read_ahead(
 
     def pixels() -> Iterator[Loaded]:
         for row in order:
-            waiting.append(pool.submit(_read, data, size_px, row))
+            waiting.append(pool.submit(read, data, size_px, row))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -307,8 +307,11 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(data: source.Source, size_px: int, row: int) -> Loaded:
-    """Read one image; a large one is made small at once, which bounds memory."""
+def read(data: source.Source, size_px: int, row: int) -> Loaded:
+    """Read one image for an encoder of this input side, or say why it cannot be had.
+
+    A large one is made small at once, which bounds memory.
+    """
     try:
         pixels = data.read(row)
     except errors.SlideError as error:
