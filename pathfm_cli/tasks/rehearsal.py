@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def rehearse(data: source.Source, encoder: weights.Encoder, seconds: float) -> d
     read_per_s = estimate.rate(_images(data), READ_SHARE * seconds)
     side, size = encoder.image_size_px, min(READ_BATCH, embed.fitting_batch(encoder))
     noise = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
-    batches = iter(lambda: noise, None)
+    batches = itertools.repeat(noise)
     # Copied to the CPU, so that what CUDA has only queued is waited for.
     compute = estimate.rate(
         batches, (1 - READ_SHARE) * seconds, lambda images: encoder.encode(images).cpu()
