@@ -52,7 +52,7 @@ def test_credentials_of_the_environment(uri: str, server: str, tmp_path: Path) -
         **{"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "x"},
         **{"AWS_SESSION_TOKEN": f"{SECRET}-2", "AWS_ENDPOINT_URL": server},
         **{"AZURE_STORAGE_ACCOUNT_NAME": "acct", "AZURE_STORAGE_SAS_KEY": SAS},
-        **{"AZURE_ENDPOINT": server, "PATHFM_DEBUG": "1"},
+        **{"AZURE_ENDPOINT": server},
     }
     Refusing.asked.clear()
     done = pathfm("index", uri, "-o", "s.parquet", cwd=tmp_path, env=environment)
