@@ -24,7 +24,7 @@ from typing import Any
 import polars as pl
 
 from pathfm_cli import disk, errors
-from pathfm_cli.kinds import KINDS
+from pathfm_cli.kinds import KINDS, Column
 
 SCHEMA = "pathfm.artifact/1"
 MAX_HEADER_BYTES = 100 << 20
@@ -162,6 +162,13 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
         raise errors.InputError(f"{path} cannot be read: {_first_line(error)}.") from error
     if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
         raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
+    known = (*KINDS[header.kind].columns, *KINDS[header.kind].optional)
+    for column in known:
+        if column.name in frame.columns and _wrong(column, frame.schema[column.name]):
+            raise errors.InputError(
+                f"{path}: its column {column.name} is {frame.schema[column.name]}, not "
+                f"{column.dtype}."
+            )
     prefix = "pathfm.table."
     attached = {
         key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
@@ -311,9 +318,12 @@ def _peek(path: Path) -> tuple[Header, dict[str, str]]:
         )
     if not path.exists():
         raise errors.InputError(f"{path} does not exist.", f"ls {path.parent}")
+    if not path.is_file():
+        # A named pipe would be waited for, a device be read without an end.
+        raise errors.InputError(f"{path} is no file.", "name the file that a verb has written")
     try:
         metadata = _safetensors_metadata(path) or pl.read_parquet_metadata(path)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
         raise errors.InputError(
             f"{path} is neither Parquet nor safetensors, or it is cut short.",
             "pathfm show FILE tells what a file is",
@@ -335,11 +345,34 @@ def _parse(path: Path, text: str) -> Header:
         names = {field.name for field in dataclasses.fields(Header)}
         values = {key: value for key, value in document.items() if key in names}
         header = Header(**{**values, "parents": tuple(document["parents"])})
-        if header.kind not in KINDS:
-            raise KeyError(header.kind)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check(header)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.InputError(f"{path} has damaged `pathfm` metadata.") from error
     return header
+
+
+def _check(header: Header) -> None:
+    """See that each value has its type; a file can say anything.
+
+    Raises:
+        TypeError, KeyError, ValueError: one has not, or the kind is unknown.
+    """
+    if header.kind not in KINDS:
+        raise KeyError(header.kind)
+    names = [*header.parents, *header.files, *header.files.values()]
+    counts = [count for count in (header.rows, header.failed) if count is not None]
+    if not all(isinstance(name, str) and "\0" not in name for name in names):
+        raise TypeError("names")
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise TypeError("counts")
+    if not isinstance(header.settings, dict) or not isinstance(header.metrics, dict):
+        raise TypeError("settings")
+
+
+def _wrong(column: Column, dtype: pl.DataType) -> bool:
+    """Whether a column has another type than its kind says; of lists the outer one counts."""
+    outer, _, _ = column.dtype.partition("(")
+    return not isinstance(dtype, getattr(pl, outer))
 
 
 def _expect(path: str | os.PathLike[str], header: Header, kinds: Sequence[str]) -> None:
@@ -360,7 +393,8 @@ def _safetensors_metadata(path: Path) -> dict[str, str] | None:
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size):
             raise ValueError("no safetensors header")
-        metadata = json.loads(file.read(size)).get("__metadata__", {})
+        document = json.loads(file.read(size))
+        metadata = document.get("__metadata__", {}) if isinstance(document, dict) else None
         if not isinstance(metadata, dict):
             raise ValueError("damaged safetensors header")
         return metadata or {"": ""}

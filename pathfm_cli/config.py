@@ -39,6 +39,8 @@ def loads(text: str, origin: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise errors.UsageError(f"{origin} is not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise errors.UsageError(f"{origin} is not valid TOML: it is nested too deeply.") from error
 
 
 def overlay(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "disk", "artifacts", "page"}
+TOP = {"errors", "kinds", "config", "disk", "artifacts", "page", "cluster"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
@@ -14,6 +14,7 @@ ALLOWED = {
     "disk": {"errors"},
     "artifacts": {"errors", "kinds", "disk"},
     "page": {"errors", "disk"},
+    "cluster": {"errors"},
     "wsi": {"errors", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "report": TOP | {"pretrain.folder", "tasks.scores", "report"},
     "cli": TOP | {"wsi", "data", "model", "tissue", "pretrain", "tasks", "report", "cli"},
 }
-NO_TORCH = ["errors", "kinds", "config", "disk", "artifacts", "page", "wsi", "data", "report"]
+NO_TORCH = [*sorted(TOP), "wsi", "data", "report"]
 TENSORS = ("stream.py", "workers.py", "salvage.py")
 """Modules of `data` that hand over batches of tensors."""
 

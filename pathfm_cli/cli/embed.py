@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import cluster, errors
 from pathfm_cli.cli import encoder, options, output, pipe, progress
 
 
@@ -56,6 +57,7 @@ def embed(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     workers: options.Workers = 0,
+    dask: options.Dask = None,
     max_failed: options.MaxFailed = None,
     cache: options.CacheFolder = None,
     cache_gb: options.CacheSize = options.CACHE_GB,
@@ -63,6 +65,7 @@ def embed(
     json: options.Json = False,
     quiet: options.Quiet = False,
     dry_run: options.DryRun = False,
+    measure_s: options.Measure = options.MEASURE_S,
 ) -> int:
     r"""Embed patches of slides, a grid over tissue, or image files with any encoder.
 
@@ -77,6 +80,9 @@ def embed(
     from pathfm_cli.wsi import cache as tile_cache
 
     zoo.check_rule(embedding)
+    if dask:
+        cluster.check(dask)
+        _refuse_spread(images_or_task=bool(images or task))
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)
@@ -110,19 +116,55 @@ def embed(
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(request.plan(data, spec, out))
+        found = request.plan(data, spec, out)
+        if measure_s:
+            from pathfm_cli.tasks import rehearsal
+
+            found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s)
+        return sink.plan(found)
     network = network or encoder.load(spec, **how)
+    from pathfm_cli.model import weights
+    from pathfm_cli.tasks import apart
     from pathfm_cli.tasks import embed as library
 
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
-    with progress.track("embed", quiet=quiet) as report:
-        done = library.embed(data, network, out, reading, overwrite=overwrite, progress=report)
+    with progress.track("embed", quiet=quiet) as report, cluster.spread(dask) as spread:
+        compute = None
+        if spread:
+            job = apart.Job(
+                opening=functools.partial(
+                    request.open_places, bound["images"].absolute(), columns, grid
+                ),
+                loading=functools.partial(weights.load, _absolute(spec), **how),
+                parent=data.parent,
+                encoder=network.id,
+                reading=reading,
+            )
+            compute = apart.spread(job, spread)
+        done = library.embed(
+            data, network, out, reading, overwrite=overwrite, progress=report, compute=compute
+        )
     if not launch.leads():
         return 0
     if not done.fresh:
         output.note(f"pathfm: {out} is up to date")
     output.failures(done.failures, done.record["rows"], data.what)
     return sink.emit(done.record, library.summary(done, data, network), f"pathfm odcorr {out}")
+
+
+def _absolute(spec: str) -> str:
+    """A model as a process with another working folder finds it."""
+    return os.path.abspath(spec) if os.path.exists(spec) else spec
+
+
+def _refuse_spread(*, images_or_task: bool) -> None:
+    """Refuse --dask where the workers could not find the images, or torchrun spreads already."""
+    if images_or_task:
+        raise errors.UsageError(
+            "--dask spreads patches of slides, not image files.", "leave out --dask"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise errors.UsageError("torchrun spreads the work already.", "leave out --dask")
 
 
 def _own_device(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import disk, errors
+from pathfm_cli import cluster, disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -28,8 +28,12 @@ def index(
         typer.Option(metavar="[SLIDE=]MPP", help="Set one slide's mpp, or all that lack one."),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Store paths relative to this folder.")] = None,
+    deidentify_check: Annotated[
+        bool, typer.Option("--deidentify-check", help="Warn where metadata carries identifiers.")
+    ] = False,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,
+    dask: options.Dask = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -46,6 +50,8 @@ def index(
     from pathfm_cli.data import index as library
     from pathfm_cli.data import plan as planning
 
+    if dask:
+        cluster.check(dask)
     disk.check_place(out)
     artifacts.check_replaceable(out)
     settings = (out, metadata, mpp_override or (), root)
@@ -58,11 +64,18 @@ def index(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(plan.summary())
-    with progress.track("index", quiet=quiet) as report:
-        done = library.run(plan, workers=workers, max_failed=max_failed, progress=report)
+    with progress.track("index", quiet=quiet) as report, cluster.spread(dask) as spread:
+        done = library.run(
+            plan, workers=workers, max_failed=max_failed, spread=spread, progress=report
+        )
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, len(plan.files), "slides")
+    if deidentify_check:
+        from pathfm_cli.data import identifiers
+
+        for sentence in identifiers.sentences(plan.files, workers):
+            output.note(f"pathfm: {sentence}")
     if done.hint:
         output.note(f"hint: {done.hint}")
     return sink.emit(done.record, done.summary, f"pathfm mask {out} -o tissue.parquet")

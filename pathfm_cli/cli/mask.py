@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import disk, errors
+from pathfm_cli import cluster, disk, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -48,6 +48,7 @@ def mask(
     ] = None,
     max_failed: options.MaxFailed = None,
     workers: options.Workers = 0,
+    dask: options.Dask = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -63,6 +64,8 @@ def mask(
     from pathfm_cli.data import geojson as shapes
     from pathfm_cli.data import mask as library
 
+    if dask:
+        cluster.check(dask)
     asked = {"min_object_um2": min_object, "min_hole_um2": min_hole, "tolerance_um": tolerance}
     given = {name: value for name, value in asked.items() if value is not None}
     cleaning = polygons.Cleaning(**given) if given else None
@@ -86,8 +89,8 @@ def mask(
         return sink.plan(library.plan(path, out, finder, overwrite=overwrite))
     for folder in filter(None, (preview, geojson)):
         disk.make_folder(folder)
-    with progress.track("mask", quiet=quiet) as report:
-        done = library.mask(path, out, finder, workers, max_failed, overwrite, report)
+    with progress.track("mask", quiet=quiet) as report, cluster.spread(dask) as spread:
+        done = library.mask(path, out, finder, workers, max_failed, overwrite, report, spread)
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     output.failures(done.failures, done.record["rows"], "slides")

@@ -20,11 +20,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", "-n", help="Say what would be done; touch nothing.")
 ]
+MEASURE_S = 20.0
+"""About as long as a person waits for an answer."""
+Measure = Annotated[
+    float,
+    typer.Option(min=0, help="With --dry-run: seconds to try the work out for; 0: not at all."),
+]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parallel readers; 0 means one per core.")
 ]
 MAX_SEED = 2**63 - 1
 """Seeds are written to TOML and parquet as signed numbers of 64 bits."""
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask", metavar="ADDRESS", help="Spread over a Dask cluster: tcp://HOST:8786, local:N."
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")
 ]

@@ -43,7 +43,7 @@ class Sink:
             self.line(json.dumps(record, separators=(",", ":")))
         else:
             for text in summary or [str(record.get("path", ""))]:
-                self.line(text)
+                self.line(_plain(text))
             if follow:
                 note(f"next: {follow}")
         return errors.PARTIAL if record.get("failed") else 0
@@ -54,7 +54,7 @@ class Sink:
             self.line(json.dumps({"schema": "pathfm.plan/1", **lines}, separators=(",", ":")))
         else:
             for key, value in lines.items():
-                self.line(f"{key}: {value}")
+                self.line(_plain(f"{key}: {value}"))
         return 0
 
     def line(self, text: str) -> None:
@@ -70,7 +70,7 @@ class Sink:
 def note(text: str) -> None:
     """Print one line to stderr; a closed stderr is no error."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(_plain(text), file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
         return
 
@@ -83,6 +83,13 @@ def failures(rows: Sequence[tuple[str, str]], total: int, what: str) -> None:
             note(f"  {name}: {error}")
         if len(rows) > 3:
             note(f"  ... {len(rows) - 3} more, in the column `error`")
+
+
+def _plain(text: str) -> str:
+    """A text whose control characters are spelled out: a file's name must not steer a terminal."""
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text
+    )
 
 
 def _terminal(stream: Any) -> bool:

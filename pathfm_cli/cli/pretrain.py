@@ -70,6 +70,7 @@ def pretrain(
     json: options.Json = False,
     quiet: options.Quiet = False,
     dry_run: options.DryRun = False,
+    measure_s: options.Measure = options.MEASURE_S,
 ) -> int:
     r"""Train an encoder without labels, reading patches straight from the slides.
 
@@ -115,7 +116,10 @@ def pretrain(
     path = pipe.bind("pretrain", source or [], {"source": slot}, out=out)["source"]
     sink = output.Sink(json, quiet)
     if dry_run:
-        return sink.plan(plan.plan(path, out, settings, size, overwrite=overwrite))
+        found = plan.plan(
+            *(path, out, settings, size), overwrite=overwrite, device=device, measure_s=measure_s
+        )
+        return sink.plan(found)
     with progress.track("pretrain", quiet=quiet or launch.is_rank(), detail=True) as report:
         done = run.pretrain(path, out, settings, machine, overwrite=overwrite, progress=report)
     if not launch.leads():

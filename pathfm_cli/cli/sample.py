@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pathfm_cli import errors
+from pathfm_cli import cluster, errors
 from pathfm_cli.cli import options, output, pipe, progress
 
 
@@ -37,6 +37,7 @@ def sample(
     preview: Annotated[
         Path | None, typer.Option(help="A PNG to write: a contact sheet.", dir_okay=False)
     ] = None,
+    dask: options.Dask = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -51,6 +52,10 @@ def sample(
     from pathfm_cli.data import pictures
     from pathfm_cli.data import sample as library
 
+    if dask:
+        cluster.check(dask)
+        if not grid:
+            raise errors.UsageError("--dask spreads a grid over slides.", "--grid, or no --dask")
     config, choice = library.request(
         mpp,
         size,
@@ -74,8 +79,8 @@ def sample(
     sink = output.Sink(json, quiet)
     if dry_run:
         return sink.plan(library.plan(path, out, config, choice, overwrite=overwrite))
-    with progress.track("sample", quiet=quiet) as report:
-        done = library.sample(path, out, config, choice, overwrite, report)
+    with progress.track("sample", quiet=quiet) as report, cluster.spread(dask) as spread:
+        done = library.sample(path, out, config, choice, overwrite, report, spread)
     for sentence in done.notes:
         output.note(f"pathfm: {sentence}")
     lost = pictures.contact_sheet(out, preview) if preview else []

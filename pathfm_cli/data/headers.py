@@ -36,6 +36,11 @@ SCHEMA: dict[str, Any] = {
     for column in kinds.KINDS["slides"].columns
 }
 
+LOST = "the processes that read it died, one after another"
+"""The error of a slide that takes its reader with it."""
+MIN_TILE_BYTES = 1 << 20
+"""Tiles of fewer bytes are taken whatever their size; beyond it twice their raw RGB is the most."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
@@ -81,6 +86,13 @@ def read(file: File, overrides: Mapping[str, float]) -> tuple[Row, tuple[Plane, 
         for prefix in (f"{slide}: ", f"{file.source.path}: "):
             text = text.removeprefix(prefix)
         return {**row, "error": text}, ()
+
+
+def lost(file: File) -> tuple[Row, tuple[Plane, ...]]:
+    """As `read`, for a slide over which several processes have died."""
+    row: Row = dict.fromkeys(SCHEMA)
+    row |= {"slide": file.source.slide, "uri": file.uri, "size_bytes": file.size_bytes}
+    return {**row, "etag": file.etag, "error": LOST}, ()
 
 
 def _open(file: File) -> store.Source:
@@ -132,8 +144,22 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
     else:
         source.prefetch(list(_tables(description.planes)))
         planes = tuple(_load(plane, source, slide) for plane in description.planes)
+    for loaded in planes:
+        _refuse_large(loaded, slide)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
+
+
+def _refuse_large(loaded: Plane, slide: str) -> None:
+    """A tile is read whole: its bytes are bounded by its pixels, whatever the file claims."""
+    plane = loaded.plane
+    most = max(MIN_TILE_BYTES, 2 * 3 * plane.tile_width_px * plane.tile_height_px)
+    largest = int(loaded.counts.max(initial=0))
+    if largest > most:
+        raise errors.SlideError(
+            f"{slide}: a tile of {plane.tile_width_px}x{plane.tile_height_px} px claims {largest} "
+            "bytes, which is not plausible"
+        )
 
 
 def _tables(planes: Sequence[vendor.Plane]) -> Iterator[store.Range]:
@@ -163,7 +189,8 @@ def _load(plane: vendor.Plane, source: store.Source, slide: str) -> Plane:
             f"{slide}: {lost} of {plane.tiles} tiles of the level of {size} px lie beyond the end "
             "of the file: it is cut short"
         )
-    return Plane(plane, offsets, counts)
+    # Without its directory, and so without an open file, it can travel to another process.
+    return Plane(dataclasses.replace(plane, directory=None), offsets, counts)
 
 
 def levels(planes: Sequence[Plane], places: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

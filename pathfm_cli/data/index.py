@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -17,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts, disk, errors
+from pathfm_cli import artifacts, cluster, disk, errors
 from pathfm_cli.data import headers
 from pathfm_cli.data import journal as journals
 from pathfm_cli.data import plan as planning
@@ -79,6 +80,7 @@ def run(
     *,
     workers: int = 0,
     max_failed: int | None = None,
+    spread: cluster.Cluster | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Indexed:
     """Read the slides of a plan and write the artifact.
@@ -87,15 +89,17 @@ def run(
         plan: see `plan.prepare`.
         workers: threads; 0 means one per core, or `REMOTE_WORKERS` where slides are remote.
         max_failed: give up when more slides than this fail.
+        spread: a cluster whose workers read, instead of threads.
         progress: told (done, total).
 
     Raises:
         errors.TooManyFailures: more than `max_failed` slides failed.
+        errors.PathfmError: the cluster cannot be had, or is gone.
     """
     if plan.record is not None:
         notes = (*plan.notes, f"{plan.out} is up to date")
         return _indexed(plan.record, artifacts.read_table(plan.out).frame, notes)
-    rows, writer = _assemble(plan, _read_rest(plan, workers, max_failed, progress))
+    rows, writer = _assemble(plan, _read_rest(plan, workers, max_failed, spread, progress))
     frame = _frame(rows, plan.extras)
     beside = plan.out.parent / plan.header.files["tiles"]
     with disk.atomic(beside) as temporary, temporary.open("wb") as file:
@@ -121,6 +125,7 @@ def _read_rest(
     plan: planning.Plan,
     workers: int,
     max_failed: int | None,
+    spread: cluster.Cluster | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, _Read | planning.Kept]:
     """Read what is not known yet; all but the last chunk goes into the journal on the way."""
@@ -128,7 +133,7 @@ def _read_rest(
     done: dict[str, _Read | planning.Kept] = {}
     chunk: list[_Read] = []
     failed = 0
-    for number, (row, planes) in enumerate(_read_all(files, plan, workers), 1):
+    for number, (row, planes) in enumerate(_read_all(files, plan, workers, spread), 1):
         chunk.append((row, planes))
         done[rendered.plain(row["uri"])] = row, planes
         failed += row["error"] is not None
@@ -145,8 +150,17 @@ def _read_rest(
     return done
 
 
-def _read_all(files: Sequence[headers.File], plan: planning.Plan, workers: int) -> Iterator[_Read]:
-    """Rows in the order of `files`, read by threads that stay a few slides ahead."""
+def _read_all(
+    files: Sequence[headers.File],
+    plan: planning.Plan,
+    workers: int,
+    spread: cluster.Cluster | None,
+) -> Iterator[_Read]:
+    """Rows in the order of `files`, read by a cluster, or threads that stay a few slides ahead."""
+    if spread is not None:
+        work = functools.partial(headers.read, overrides=dict(plan.overrides))
+        yield from spread.map(work, files, headers.lost)
+        return
     remote = any(store.is_remote(file.uri) for file in files)
     count = workers or (REMOTE_WORKERS if remote else os.cpu_count() or 1)
     with futures.ThreadPoolExecutor(count) as pool:

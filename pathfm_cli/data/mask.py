@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -12,8 +14,8 @@ import numpy as np
 import polars as pl
 import shapely
 
-from pathfm_cli import artifacts, errors
-from pathfm_cli.data import cohort, finders, polygons
+from pathfm_cli import artifacts, cluster, errors
+from pathfm_cli.data import cohort, finders, headers, polygons
 from pathfm_cli.wsi import pyramid
 
 CHUNK = 16
@@ -53,6 +55,7 @@ def mask(
     max_failed: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    spread: cluster.Cluster | None = None,
 ) -> Masked:
     """Find the tissue of every slide and write it as GeoParquet 1.1.
 
@@ -67,6 +70,7 @@ def mask(
         max_failed: give up when more slides than this fail.
         overwrite: replace a result made with other inputs or settings.
         progress: told (done, total).
+        spread: a cluster whose workers look at the slides, instead of threads.
 
     Raises:
         errors.InputError: `slides` is no `slides` artifact.
@@ -80,8 +84,11 @@ def mask(
         frame = artifacts.read_table(out, "tissue").frame
         return _masked(record, table.frame, frame, (f"{out} is up to date",))
     parts = artifacts.Parts(out, header)
-    with finders.side_by_side(finder):
-        for number, chunk in _chunks(opened, finder, parts.done(), workers, max_failed, progress):
+    names = opened.table.frame["slide"].to_list()
+    todo = [n for n in range(-(-len(names) // CHUNK)) if n not in parts.done()]
+    wanted = [name for n in todo for name in names[n * CHUNK : (n + 1) * CHUNK]]
+    with _rows(opened, finder, wanted, workers, spread) as rows:
+        for number, chunk in _chunks(rows, todo, len(names), max_failed, progress):
             parts.write(number, chunk)
     frame = _assemble(table.frame, parts)
     geo = polygons.geoparquet(_bounds(frame))
@@ -167,40 +174,67 @@ def _open(
 
 
 def _chunks(
-    opened: cohort.Cohort,
-    finder: finders.Finder,
-    done: set[int],
-    workers: int,
+    rows: Iterator[dict[str, Any]],
+    numbers: Sequence[int],
+    total: int,
     max_failed: int | None,
     progress: Callable[[int, int], None],
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Chunks of rows that are not done yet, in row order; the pool works ahead."""
-    total = opened.table.frame.height
-    usable = {slide.slide: slide for slide in opened.slides}
-    ids = opened.table.frame["slide"].to_list()
-    starts = [start for start in range(0, total, CHUNK) if start // CHUNK not in done]
+    """The rows of the chunks with these numbers, in their order."""
     failed = 0
-    with futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    for number in numbers:
+        chunk = []
+        for place in range(number * CHUNK, min((number + 1) * CHUNK, total)):
+            chunk.append(next(rows))
+            failed += chunk[-1]["mask_error"] is not None
+            if max_failed is not None and failed > max_failed:
+                raise errors.TooManyFailures(
+                    f"{failed} slides failed, more than --max-failed {max_failed}; the"
+                    f" last is {chunk[-1]['mask_error']}.",
+                    "finished slides are kept: a larger --max-failed goes on from there",
+                )
+            progress(place + 1, total)
+        yield number, pl.DataFrame(chunk, schema=_SCHEMA)
+
+
+@contextlib.contextmanager
+def _rows(
+    opened: cohort.Cohort,
+    finder: finders.Finder,
+    names: Sequence[str],
+    workers: int,
+    spread: cluster.Cluster | None,
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows of the slides with these names, in order; a pool, or a cluster, works ahead."""
+    usable = {slide.slide: slide for slide in opened.slides}
+    slides = [usable.get(name) for name in names]
+    work = functools.partial(_row, reader=opened.reader, finder=finder)
+    if spread is not None:
+        yield spread.map(functools.partial(_apart, work, finder), slides, _lost)
+        return
+    with (
+        finders.side_by_side(finder),
+        futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+    ):
         try:
-            rows = pool.map(
-                lambda name: _row(usable.get(name), opened.reader, finder),
-                [name for start in starts for name in ids[start : start + CHUNK]],
-            )
-            for start in starts:
-                chunk = []
-                for number in range(start, min(start + CHUNK, total)):
-                    chunk.append(next(rows))
-                    failed += chunk[-1]["mask_error"] is not None
-                    if max_failed is not None and failed > max_failed:
-                        raise errors.TooManyFailures(
-                            f"{failed} slides failed, more than --max-failed {max_failed}; the"
-                            f" last is {chunk[-1]['mask_error']}.",
-                            "finished slides are kept: a larger --max-failed goes on from there",
-                        )
-                    progress(number + 1, total)
-                yield start // CHUNK, pl.DataFrame(chunk, schema=_SCHEMA)
+            yield pool.map(work, slides)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _apart(
+    work: Callable[[pyramid.Slide | None], dict[str, Any]],
+    finder: finders.Finder,
+    slide: pyramid.Slide | None,
+) -> dict[str, Any]:
+    """As the pool does it, in a process that does other things as well."""
+    with finders.side_by_side(finder):
+        return work(slide)
+
+
+def _lost(slide: pyramid.Slide | None) -> dict[str, Any]:
+    name = "" if slide is None else slide.slide
+    return dict.fromkeys(_SCHEMA) | {"mask_error": f"{name}: {headers.LOST}"}
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,25 @@ def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) ->
             f"{path} has a column {clash[0]}, which the index writes itself.",
             f"rename it, for example to my_{clash[0]}",
         )
+
+
+def place(table: Path, name: str) -> Path:
+    """A path that a table names: absolute as it is, or relative to the table and below it.
+
+    A table that is handed around cannot so lead out of the folder it came with by `..`.
+
+    Raises:
+        errors.UsageError: it leads out.
+    """
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return path
+    if os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise errors.UsageError(
+            f"{table} names {name}, which leads out of the table's folder.",
+            "absolute paths are taken as they are; or move the table above what it names",
+        )
+    return table.parent / path
 
 
 def load(path: Path) -> pl.DataFrame:

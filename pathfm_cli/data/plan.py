@@ -300,9 +300,12 @@ def _file(source: sources.Source, root: Path | None) -> headers.File:
     uri = source.path
     if root is not None:
         uri = os.path.relpath(source.path, root)
-        if uri.startswith(os.pardir + os.sep):
+        # A link below the folder may lead anywhere; only what lies there is of this root.
+        outside = not Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(root))
+        if uri.startswith(os.pardir + os.sep) or outside:
             raise errors.UsageError(
-                f"{source.path} is not below --root {root}.", "a folder above all slides"
+                f"{source.path} is not below --root {root}.",
+                "a folder above all slides, and above what their links lead to",
             )
     if series.is_series(source.path):
         try:

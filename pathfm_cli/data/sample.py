@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, cluster, errors
 from pathfm_cli.data import cohort, draw, grid
 
 DRAWS_PER_PART = 8192
@@ -152,6 +152,7 @@ def sample(
     choice: Random | Grid,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    spread: cluster.Cluster | None = None,
 ) -> Sampled:
     """Choose patches and write them, with the rows of the slides they need.
 
@@ -162,6 +163,7 @@ def sample(
         choice: at random or on a grid.
         overwrite: replace a result made with other inputs or settings.
         progress: told (done, total): patches, or slides of a grid.
+        spread: a cluster whose workers measure the cells of a grid.
 
     Raises:
         errors.InputError: `tissue` is no `tissue` artifact, or all its slides carry errors.
@@ -181,9 +183,14 @@ def sample(
         _check_cells(slides, config, choice)
     parts = artifacts.Parts(out, header)
     done = parts.done()
-    for number, total, task in _tasks(table, slides, config, choice):
-        if number not in done:
-            parts.write(number, task())
+    tasks = [task for task in _tasks(table, slides, config, choice) if task[0] not in done]
+    made: Iterator[pl.DataFrame]
+    if spread is None:
+        made = (task() for _, _, task in tasks)
+    else:
+        made = spread.map(_call, [task for _, _, task in tasks])
+    for (number, total, _), rows in zip(tasks, made, strict=True):
+        parts.write(number, rows)
         progress(number + 1, total)
     frame = parts.scan()
     used = frame.select(pl.col("slide").unique()).collect()["slide"]
@@ -266,6 +273,10 @@ def _tasks(
     for number in range(total):
         numbers = range(number * DRAWS_PER_PART, min((number + 1) * DRAWS_PER_PART, choice.n))
         yield number, total, functools.partial(_drawn, sampler, ids, numbers)
+
+
+def _call(task: _Task) -> pl.DataFrame:
+    return task()
 
 
 def _drawn(sampler: draw.Sampler, ids: pl.Series, numbers: range) -> pl.DataFrame:

@@ -106,10 +106,8 @@ def _remote(uri: str) -> list[Source]:
     # obstore, and with it the network, only where something is remote.
     from pathfm_cli.wsi import remote
 
-    try:
-        base, name = remote.split(uri)
-    except errors.SlideError as error:
-        raise errors.UsageError(f"{str(error).rstrip('.')}.", error.hint) from error
+    _refuse_address(uri)
+    base, name = remote.split(uri)
     suffixes = READABLE + FOREIGN
     pattern = bool(glob.has_magic(name)) and not base.startswith("http")
     if not pattern and name.lower().endswith(suffixes):
@@ -140,6 +138,16 @@ def _remote(uri: str) -> list[Source]:
             f"looked for {' '.join(suffixes)}",
         )
     return found
+
+
+def _refuse_address(uri: str) -> None:
+    """Refuse an address of no known store, or with secrets that an index would keep."""
+    from pathfm_cli.wsi import remote
+
+    try:
+        remote.split(uri)
+    except errors.SlideError as error:
+        raise errors.UsageError(f"{str(error).rstrip('.')}.", error.hint) from error
 
 
 def _link(uri: str) -> Source:
@@ -196,7 +204,7 @@ def _unlisted(error: OSError) -> None:
 
 
 def _table(path: Path) -> list[Source]:
-    """Rows of a table that lists slides; relative paths start at the table's folder."""
+    """Rows of a table that lists slides; relative paths start at its folder and stay below."""
     frame = metadata.read(path)
     column = next((name for name in ("path", "uri") if name in frame.columns), None)
     if column is None:
@@ -205,6 +213,8 @@ def _table(path: Path) -> list[Source]:
             f"to join it to slides: pathfm index slides/ --metadata {path}",
         )
     metadata.check_columns(path, frame.columns, allowed=(column, "slide"))
+    if frame.is_empty():
+        raise errors.InputError(f"{path} lists no slides: it has no row.", "a row a slide")
     listed = []
     for row in frame.iter_rows(named=True):
         name = row.pop(column)
@@ -213,9 +223,10 @@ def _table(path: Path) -> list[Source]:
                 f"{path} has a row without a {column}.", "fill it in or delete it"
             )
         if store.is_remote(str(name)):
+            _refuse_address(str(name))
             source = _link(str(name))
         else:
-            source = _source(path.parent / Path(str(name)).expanduser())
+            source = _source(metadata.place(path, str(name)))
         given = row.pop("slide", None)
         listed.append(dataclasses.replace(source, columns=row))
         if given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from pathfm_cli import artifacts, disk, errors
 WEIGHTS = "teacher.safetensors"
 MODEL = "model.json"
 INPUTS = ("rgb", "density")
+
+MAX_INFO_CHARACTERS = 1 << 20
+MAX_IMAGE_PX = 1 << 13
+"""Largest side of an input that a file may ask for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,23 +86,32 @@ def read_info(path: str | Path) -> Info:
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / MODEL
     try:
-        return _parse(json.loads(file.read_text()))
+        with file.open(encoding="utf-8") as opened:
+            return _parse(json.loads(opened.read(MAX_INFO_CHARACTERS)))
     except FileNotFoundError as error:
         raise errors.InputError(
             f"{file} is missing.", "name the model: --arch TIMM_NAME"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise errors.InputError(f"{file} is damaged: {error}.", "run pretrain again") from error
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise errors.InputError(f"{file} is damaged: {reason}.", "run pretrain again") from error
 
 
 def _parse(document: Mapping[str, Any]) -> Info:
     mean, std = ([float(value) for value in document[name]] for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std have three channels")
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise ValueError("mean and std are finite, std above 0")
+    if not isinstance(document["arch"], str):
+        raise TypeError("arch is no text")
+    size_px = int(document["image_size_px"])
+    if not 0 < size_px <= MAX_IMAGE_PX:
+        raise ValueError(f"image_size_px is {size_px}")
     return Info(
-        arch=str(document["arch"]),
+        arch=document["arch"],
         kwargs=dict(document["kwargs"]),
-        image_size_px=int(document["image_size_px"]),
+        image_size_px=size_px,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
         embedding=str(document["embedding"]),

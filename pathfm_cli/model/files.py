@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ _HARMLESS: list[Any] = [argparse.Namespace]
 """Classes beside tensors that published checkpoints hold: DINO's and iBOT's `args`."""
 _GLOBAL = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)
 """How torch names the class or function that a file would have it call."""
+MAX_ARGUMENT = 1 << 16
+"""Largest number that a file may pass to an architecture."""
 _RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
@@ -46,7 +49,8 @@ def read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors_torch.load_file(path)
         _refuse_inflated(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except errors.InputError:
         raise
@@ -56,14 +60,45 @@ def read(path: Path) -> Any:
         raise _refusal(path, error) from error
 
 
-def check_arguments(kwargs: Mapping[str, Any], path: Path) -> None:
-    """Refuse a `model.json` whose arguments would make timm read or fetch other files.
+def check_arguments(arch: str, kwargs: Mapping[str, Any], tensors: int, path: Path) -> None:
+    """Refuse a `model.json` that would make timm read or fetch other files, or build a giant.
+
+    Args:
+        arch: the timm name that it states.
+        kwargs: the arguments that it states.
+        tensors: how many the weights file holds; no network of it has more blocks.
+        path: of the description, for messages.
 
     Raises:
-        errors.InputError: one of them does.
+        errors.InputError: it does.
     """
-    if bad := [name for name in kwargs if name in _RESERVED]:
-        raise errors.InputError(f"{path} is not an encoder's description: it sets {bad[0]}.")
+    bad = next((name for name in kwargs if name in _RESERVED), None)
+    if bad is None and ":" in arch:
+        bad = f"the architecture to {arch}"
+    if bad is None:
+        limits = {"depth": tensors, "depths": tensors}
+        bad = next(
+            (
+                f"{name} to {value}"
+                for name, value in kwargs.items()
+                if not _bounded(value, limits.get(name, MAX_ARGUMENT))
+            ),
+            None,
+        )
+    if bad is not None:
+        raise errors.InputError(
+            f"{path} is not an encoder's description: it sets {bad[:200]}.",
+            "pathfm writes model.json together with the weights: copy both",
+        )
+
+
+def _bounded(value: Any, most: int) -> bool:
+    """Whether all numbers of a value are from -`most` to `most`; also a NaN is not."""
+    if isinstance(value, list | tuple):
+        return len(value) <= MAX_ARGUMENT and all(_bounded(item, most) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return not isinstance(value, dict)
+    return -most <= value <= most
 
 
 def _refuse_inflated(path: Path) -> None:

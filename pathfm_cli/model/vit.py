@@ -64,9 +64,13 @@ def build(arch: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         raise errors.UsageError(f"timm has no model called {arch!r}.", hint)
     try:
         return _create(arch, pretrained, {**defaults(arch), **kwargs})
-    except (TypeError, AssertionError) as error:
+    except Exception as error:
+        # timm checks little: a wrong argument fails somewhere in its layers.
+        if pretrained and not isinstance(error, TypeError | AssertionError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise errors.UsageError(
-            f"{arch} cannot be built with {_arguments(kwargs)}: {error}.",
+            f"{arch} cannot be built with {_arguments(kwargs)}: {reason}.",
             "these are arguments of the timm model of that name",
         ) from error
 

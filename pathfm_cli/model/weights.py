@@ -248,10 +248,17 @@ def _run(path: Path) -> _Loaded:
             f"{path} holds no {export.WEIGHTS}.", "a run writes it at its first export"
         )
     info = export.read_info(file)
-    files.check_arguments(info.kwargs, file.parent / export.MODEL)
-    module = vit.build(info.arch, **info.kwargs)
     state = files.read(file)
-    foreign.check_fit(state, module.state_dict(), f"{file} does not fit its {export.MODEL}")
+    files.check_arguments(info.arch, info.kwargs, len(state), file.parent / export.MODEL)
+    # What does not fit the weights is found before anything of its size is allocated.
+    try:
+        with torch.device("meta"):
+            shape = vit.build(info.arch, **info.kwargs)
+    except errors.UsageError as error:
+        described = file.parent / export.MODEL
+        raise errors.InputError(f"{described} describes no encoder: {error}") from error
+    foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
+    module = vit.build(info.arch, **info.kwargs)
     module.load_state_dict(state)
     return _Loaded(module=module, name=info.arch, info=info, made_for=True)
 

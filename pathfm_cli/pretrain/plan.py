@@ -9,6 +9,7 @@ from typing import Any
 from pathfm_cli import artifacts
 from pathfm_cli.data import draw, fixed
 from pathfm_cli.pretrain import folder, networks, recipe, run
+from pathfm_cli.wsi import rows
 
 
 def plan(
@@ -18,8 +19,19 @@ def plan(
     size: run.Size,
     *,
     overwrite: bool,
+    device: str = "auto",
+    measure_s: float = 0.0,
 ) -> dict[str, Any]:
     """What `pretrain` would do, as names and values for a person; touches nothing.
+
+    Args:
+        source: a `tissue` or `patches` artifact.
+        out: run folder.
+        settings: the recipe.
+        size: how the batch is shared.
+        overwrite: whether a run made with other inputs or settings would be replaced.
+        device: where the run is tried out.
+        measure_s: for how long, about; 0: not at all.
 
     Raises:
         errors.PathfmError: the inputs, or first weights on this disk, would be refused.
@@ -37,16 +49,24 @@ def plan(
     kept = [] if overwrite else folder.checkpoints(target / folder.CHECKPOINTS)
     start = folder.steps(kept[-1]) if kept else 0
     steps = settings.train.steps
+    patches = 0 if finished else (steps - start) * settings.train.batch_size
+    tried: dict[str, Any] = {}
+    if measure_s and patches:
+        from pathfm_cli.pretrain import rehearsal
+
+        tried = rehearsal.rehearse(source, settings, size, device, patches, measure_s)
     return {
         "recipe": settings.name,
         "input": f"{os.fspath(source)} ({parent.kind}, {parent.rows} rows)",
         "encoder": f"{settings.model.arch}, {size.parameters:,} parameters",
         "steps": "none: up to date" if finished else f"{start} to {steps}",
-        "patches": 0 if finished else (steps - start) * settings.train.batch_size,
+        "slides": rows.about_slides(table)["error"].null_count(),
+        "patches": patches,
         "peak_lr": settings.peak_lr,
         "peak_lr_is": settings.peak_lr_words,
         "batch": str(size.share),
         "processes": size.share.processes,
+        **tried,
         "writes": os.fspath(target / folder.RESULT),
     }
 

@@ -316,7 +316,12 @@ def _text(name: str) -> str:
         return (resources.files(PRESETS) / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise errors.UsageError(
+                f"{path} is not valid TOML: it is no UTF-8 text.", "save it as UTF-8"
+            ) from error
     if path.suffix == ".toml":
         raise errors.UsageError(f"There is no recipe file {name}.", f"presets: {_names()}")
     close = difflib.get_close_matches(name, presets(), n=1, cutoff=0.4)

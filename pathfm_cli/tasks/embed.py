@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +42,9 @@ Report = Callable[[int, int], None]
 Loaded = source.Image | str
 """Pixels (H, W, 3) uint8, or why there are none."""
 Features = npt.NDArray[np.float32]
+Tick = Callable[[int], None]
+Compute = Callable[[Sequence[range], Tick], Iterator[tuple[int, pl.DataFrame]]]
+"""Number and rows of each chunk of rows, in order; tells how many more rows are done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ def embed(
     *,
     overwrite: bool = False,
     progress: Report = lambda done, total: None,
+    compute: Compute | None = None,
 ) -> Embedded:
     """Embed every row of a source and write the `embeddings` artifact, in the order of the source.
 
@@ -90,6 +95,7 @@ def embed(
         reading: batch size, threads, patience with failures.
         overwrite: replace a result made with other inputs or settings.
         progress: told (done, total) images.
+        compute: who computes the chunks; None: this process.
 
     Raises:
         errors.OutputClash: `out` holds something else.
@@ -101,7 +107,9 @@ def embed(
         return Embedded(record, False, _failures(pl.scan_parquet(Path(out))))
     parts = artifacts.Parts(out, header)
     with ranks.join() as joined:
-        failures = _write_parts(data, encoder, parts, reading or Reading(), progress, joined)
+        reading = reading or Reading()
+        compute = compute or functools.partial(chunks, data, encoder, reading)
+        failures = _write_parts(data, encoder.shape, compute, parts, reading, progress, joined)
         joined.wait()
         if joined.leads:
             failures = _failures(parts.scan())
@@ -162,23 +170,36 @@ def _failures(frame: pl.LazyFrame) -> list[tuple[str, str]]:
 
 def _write_parts(
     data: source.Source,
-    encoder: weights.Encoder,
+    shape: tuple[int, ...],
+    compute: Compute,
     parts: artifacts.Parts,
     reading: Reading,
     progress: Report,
     joined: ranks.Ranks,
 ) -> list[tuple[str, str]]:
-    """Compute this process's chunks that are not there yet; return the failures of what is."""
+    """Compute this process's chunks that are not there yet; return the failures of what is.
+
+    `shape` is that of an embedding.
+    """
     total, finished = data.rows.height, parts.done()
-    step = storage.chunk_rows(encoder.shape, CHUNK)
+    step = storage.chunk_rows(shape, CHUNK)
     chunks = [range(first, min(first + step, total)) for first in range(0, total, step)]
     undone = [chunk for chunk in chunks if chunk.start // step not in finished]
     missing = [chunk for chunk in undone if joined.mine(chunk.start // step)]
     done = total - sum(map(len, missing))
-    storage.check_room(parts.folder, encoder.shape, sum(map(len, undone)), total)
+    storage.check_room(parts.folder, shape, sum(map(len, undone)), total)
     failures = _failures(parts.scan()) if finished else []
     _check_failures(failures, reading.max_failed, f"{done} {data.what}")
-    for number, frame in _chunks(data, encoder, missing, reading, progress) if missing else ():
+    if not missing:
+        return failures
+    ticked = done
+
+    def tick(rows: int) -> None:
+        nonlocal ticked
+        ticked += rows
+        progress(ticked, total)
+
+    for number, frame in compute(missing, tick):
         parts.write(number, frame)
         done += frame.height
         failures += _failures(frame.lazy())
@@ -195,25 +216,23 @@ def _check_failures(failures: Sequence[tuple[str, str]], allowed: int | None, of
         )
 
 
-def _chunks(
+def chunks(
     data: source.Source,
     encoder: weights.Encoder,
-    chunks: Sequence[range],
     reading: Reading,
-    progress: Report,
+    wanted: Sequence[range],
+    tick: Tick = lambda rows: None,
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the number and the rows of each chunk."""
+    """Yield the number and the rows of each chunk of rows that is wanted; see `Compute`."""
     size = reading.batch_size or fitting_batch(encoder)
     step = storage.chunk_rows(encoder.shape, CHUNK)
-    batches = [chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size)]
-    done = data.rows.height - sum(map(len, chunks))
+    batches = [chunk[at : at + size] for chunk in wanted for at in range(0, len(chunk), size)]
     features: list[Features] = []
     reasons: list[str | None] = []
     for batch, rows, lost in _forward(data, encoder, batches, reading.workers):
         features.append(rows)
         reasons += lost
-        done += len(batch)
-        progress(done, data.rows.height)
+        tick(len(batch))
         if batch.stop % step == 0 or batch.stop == data.rows.height:
             first = batch.stop - len(reasons)
             meta = data.rows[first : batch.stop]
@@ -286,7 +305,7 @@ def _read_ahead(
 
     def pixels() -> Iterator[Loaded]:
         for row in order:
-            waiting.append(pool.submit(_read, data, size_px, row))
+            waiting.append(pool.submit(read, data, size_px, row))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -298,8 +317,11 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(data: source.Source, size_px: int, row: int) -> Loaded:
-    """Read one image; a large one is made small at once, which bounds memory."""
+def read(data: source.Source, size_px: int, row: int) -> Loaded:
+    """Read one image for an encoder of this input side, or say why it cannot be had.
+
+    A large one is made small at once, which bounds memory.
+    """
     try:
         pixels = data.read(row)
     except errors.SlideError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -293,8 +294,10 @@ def _arrays(path: Path, column: pl.Series) -> Iterator[Array]:
 
 def _open_npy(path: Path) -> Features:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy parses the header as Python and raises what that provokes
         raise errors.InputError(f"{path} is damaged or no plain .npy array.", _FORMATS) from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise errors.InputError(

@@ -195,6 +195,8 @@ def _table(path: Path, columns: source.Columns) -> source.Source:
         raise errors.UsageError(
             f"{path} has two rows called {twice[0]}.", "add a column `id` with a name for each row"
         )
+    for name in files:
+        metadata.place(path, name)
     return _source(path.parent, rows, files.to_list(), {"columns": chosen}, [])
 
 

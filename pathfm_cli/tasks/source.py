@@ -15,6 +15,7 @@ import polars as pl
 from pathfm_cli import artifacts, errors
 from pathfm_cli.data import cohort, draw
 from pathfm_cli.data import grid as grids
+from pathfm_cli.wsi import batch
 
 Image = npt.NDArray[np.uint8]
 FACTS = ("label", "split", "group", "slide")
@@ -84,6 +85,8 @@ class Source:
     notes: tuple[str, ...] = ()
     table: artifacts.Table | None = None
     remote: bool = False
+    ranges: Callable[[int], Sequence[tuple[int, int]]] | None = None
+    """Of row i, (offset, bytes) of the tiles under it, where that is known; reads nothing."""
 
 
 def classes(rows: pl.DataFrame) -> list[str]:
@@ -172,6 +175,7 @@ def _places(
         notes=notes,
         table=opened.table,
         remote=opened.remote,
+        ranges=_ranges(opened, frame),
     )
 
 
@@ -196,6 +200,23 @@ def _place_ids() -> pl.Expr:
 
 
 def _reader(opened: cohort.Cohort, frame: pl.DataFrame) -> Callable[[int], Image]:
+    request = _requests(opened, frame)
+
+    def read(row: int) -> Image:
+        one = request(row)
+        return opened.reader.read_patch(one.slide, one.x_px0, one.y_px0, one.mpp, one.size_px)
+
+    return read
+
+
+def _ranges(
+    opened: cohort.Cohort, frame: pl.DataFrame
+) -> Callable[[int], Sequence[tuple[int, int]]]:
+    request = _requests(opened, frame)
+    return lambda row: opened.reader.ranges(request(row))
+
+
+def _requests(opened: cohort.Cohort, frame: pl.DataFrame) -> Callable[[int], batch.Request]:
     slides = opened.slides
     positions = pl.DataFrame({"slide": [slide.slide for slide in slides]}).with_row_index("at")
     numbered = frame.join(positions, on="slide", how="left", maintain_order="left")
@@ -205,8 +226,8 @@ def _reader(opened: cohort.Cohort, frame: pl.DataFrame) -> Callable[[int], Image
     at, size_px = numbered["at"].to_numpy(), numbered["size_px"].to_numpy()
     x_px0, y_px0, mpp = (numbered[name].to_numpy() for name in ("x_px0", "y_px0", "mpp"))
 
-    def read(row: int) -> Image:
-        return opened.reader.read_patch(
+    def request(row: int) -> batch.Request:
+        return batch.Request(
             slides[at[row]],
             float(x_px0[row]),
             float(y_px0[row]),
@@ -214,4 +235,4 @@ def _reader(opened: cohort.Cohort, frame: pl.DataFrame) -> Callable[[int], Image
             int(size_px[row]),
         )
 
-    return read
+    return request

@@ -63,13 +63,7 @@ def describe(source: series.Series, name: str) -> tuple[vendor.Description, list
     Raises:
         errors.SlideError: no slide that pathfm reads, or the extra is absent; the message says.
     """
-    try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
-        raise errors.SlideError(
-            f"{name}: a DICOM slide, which needs an extra: pip install 'pathfm[dicom]'"
-        ) from error
-    instances = [_read(part, name) for part in source.parts]
+    instances = _instances(source, name)
     try:
         return _describe(instances, name)
     except errors.SlideError:
@@ -77,6 +71,30 @@ def describe(source: series.Series, name: str) -> tuple[vendor.Description, list
     except Exception as error:
         # Values are parsed when they are asked for, and a damaged one can raise anything.
         raise _damaged(source.uri, name, error) from error
+
+
+def headers(source: series.Series, name: str) -> list[Any]:
+    """The data sets of every file of a series, without pixels.
+
+    Raises:
+        errors.SlideError: as `describe`.
+    """
+    return [one.header for one in _instances(source, name)]
+
+
+def is_auxiliary(header: Any) -> bool:
+    """Whether it is a label, overview or thumbnail image, which may show a patient's name."""
+    return bool({str(value) for value in header.get("ImageType", ())} & _AUXILIARY)
+
+
+def _instances(source: series.Series, name: str) -> list[_Instance]:
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise errors.SlideError(
+            f"{name}: a DICOM slide, which needs an extra: pip install 'pathfm[dicom]'"
+        ) from error
+    return [_read(part, name) for part in source.parts]
 
 
 def _describe(instances: Sequence[_Instance], name: str) -> tuple[vendor.Description, list[Table]]:
@@ -149,7 +167,7 @@ def _damaged(uri: str, name: str, error: Exception) -> errors.SlideError:
 
 def _is_volume(header: Any) -> bool:
     kinds = {str(value) for value in header.get("ImageType", ())}
-    return "VOLUME" in kinds and not kinds & _AUXILIARY and "TotalPixelMatrixColumns" in header
+    return "VOLUME" in kinds and not is_auxiliary(header) and "TotalPixelMatrixColumns" in header
 
 
 def _plane(header: Any, name: str) -> vendor.Plane:

@@ -7,6 +7,7 @@ Outside the slide and where a tile is missing, pixels are white.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -191,6 +192,16 @@ class Reader:
             )
         box = (0.0, 0.0, slide.width_px0 / plane.scale[0], slide.height_px0 / plane.scale[1])
         return self._resample(slide, number, box, width, height)
+
+    def ranges(self, request: Request) -> list[tuple[int, int]]:
+        """(offset, bytes) of every tile that lies under a patch; reads nothing."""
+        number, (left, top, right, bottom) = self._place(request)
+        level = request.slide.levels[number]
+        x, y = math.floor(left), math.floor(top)
+        window = regions.Window(x, y, math.ceil(right) - x, math.ceil(bottom) - y)
+        numbers = np.fromiter(regions.touched(level, window, 1), np.int64)
+        offsets, counts = self.table.ranges(level.place, numbers)
+        return [(int(o), int(c)) for o, c in zip(offsets, counts, strict=True) if c]
 
     def _place(self, request: Request) -> tuple[int, resample.Box]:
         """The level to read, and the patch in its pixels."""

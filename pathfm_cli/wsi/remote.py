@@ -49,6 +49,8 @@ _PERMANENT = (
     exceptions.UnknownConfigurationKeyError,
 )
 _METADATA = "169.254.169.254"
+_SIGNED = re.compile(r"[?&](x-amz-|x-goog-|sig=|signature=|token=|awsaccesskeyid=)", re.IGNORECASE)
+"""Parameters of signed addresses, of S3, Google and Azure."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CREDENTIALS = (
     "credentials in the environment (such as AWS_ACCESS_KEY_ID), or AWS_SKIP_SIGNATURE=true for a "
@@ -198,20 +200,35 @@ def split(uri: str) -> tuple[str, str]:
     """
     scheme, _, rest = uri.partition("://")
     place, _, path = rest.partition("/")
+    if _secret(scheme, place, path):
+        raise errors.SlideError(
+            f"{shown(uri)}: an address with a password, a signature or a query cannot be kept in "
+            "an index",
+            "a plain address, or the bucket itself: s3://BUCKET/NAME",
+        )
     if scheme not in store.REMOTE_SCHEMES:
         known = " ".join(f"{name}://" for name in store.REMOTE_SCHEMES)
         raise errors.SlideError(f"{uri}: {scheme}:// is not known", f"known are {known}")
     if not place:
         raise errors.SlideError(f"{uri}: names no bucket or host", f"{scheme}://PLACE/name.svs")
     if scheme.startswith("http"):
-        if "@" in place or "?" in path or "#" in path:
-            raise errors.SlideError(
-                f"{scheme}://{place.rpartition('@')[2]}/...: a web address with a password or a "
-                "query cannot be kept in an index",
-                "a plain address, or the bucket itself: s3://BUCKET/NAME",
-            )
         path = parse.unquote(path)
     return f"{scheme}://{place}", path
+
+
+def shown(uri: str) -> str:
+    """An address as it may be printed: without user, password, query and fragment."""
+    scheme, _, rest = uri.partition("://")
+    place, slash, path = rest.partition("/")
+    bare = re.split(r"[?#]", path)[0]
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{bare}"
+
+
+def _secret(scheme: str, place: str, path: str) -> bool:
+    """Whether an address carries what must not be kept; a key of a bucket may hold a plain `?`."""
+    if "@" in place or _SIGNED.search(path):
+        return True
+    return scheme.startswith("http") and ("?" in path or "#" in path)
 
 
 def pool() -> futures.ThreadPoolExecutor:
@@ -326,7 +343,10 @@ def _reason(error: Exception) -> str:
     if _METADATA in line:
         return "there are no credentials"
     status = re.search(r"status code: (\d{3}[^:<]*)", line)
-    return f"status {status[1].strip()}" if status else line.rpartition(" - ")[2].strip(" :.")
+    if status:
+        return f"status {status[1].strip()}"
+    # A query in an address may be a signature.
+    return re.sub(r"\?[^\s)]+", "?...", line.rpartition(" - ")[2].strip(" :."))
 
 
 def _etag(meta: Any) -> str:

@@ -69,6 +69,11 @@ class Rendered(store.Source):
         """What openslide tells about the slide."""
         return dict(self._slide().properties)
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Names of the label, macro and other pictures beside the slide; they are never read."""
+        return tuple(self._slide().associated_images)
+
     def check(self, offset: int, length: int) -> None:
         """Refuse a range outside the tiles; see `Source.check`."""
         if offset < 0 or length < 0 or offset + length > self._begins[-1]:

@@ -111,6 +111,14 @@ class Directory:
         """The text of `tag` up to its first NUL, UTF-8 with bad bytes replaced."""
         return self.data(tag).partition(b"\0")[0].decode("utf-8", "replace")
 
+    def start(self, tag: int, most_bytes: int) -> str:
+        """The first `most_bytes` of the text of `tag`, UTF-8 with bad bytes replaced."""
+        entry = self.tags.get(tag)
+        if entry is None:
+            return ""
+        data = self.source.read(entry.offset, min(entry.size_bytes, most_bytes))
+        return data.partition(b"\0")[0].decode("utf-8", "replace")
+
     def rational(self, tag: int) -> float:
         """The first rational (or number) of `tag`; 0.0 if absent or the denominator is 0."""
         entry = self.tags.get(tag)

@@ -185,7 +185,7 @@ class TileTable:
             # A plain array: slices of np.memmap cost five times as much.
             mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
             identity, tensors = _parse(mapped)
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
             raise errors.InputError(f"{path} is no tile table, or it is damaged.", hint) from error
         return cls(path, identity, tensors)
 

@@ -1,7 +1,7 @@
 """From TIFF directories to a slide: which vendor, which levels, which mpp.
 
-Read are Aperio SVS, OME-TIFF and generic tiled pyramids; of an Aperio file never the thumbnail,
-label or macro. Every other format is refused by its name.
+Read are Aperio SVS, OME-TIFF and generic tiled pyramids; of none of them the thumbnail, label or
+macro. Every other format is refused by its name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathfm_cli.wsi import codecs, mpp, ome, store, tiff
 
 MAX_SIDE_PX = 1 << 24
 """Largest image side; a BigTIFF header can claim anything."""
+LABEL_BYTES = 4096
+"""Of an ImageDescription, where the word `label` or `macro` is looked for."""
 
 _FOREIGN_HEADS = {
     b"\x89PNG": "a PNG image",
@@ -150,14 +152,17 @@ def _aperio(chain: Sequence[tiff.Directory], description: str, name: str) -> Des
         value = _positive(keys["MPP"]) or 0.0
         declared = (value, value)
     resolution = mpp.resolve(declared, "aperio", _tag_mpp(chain[0]), objective)
-    levels = [directory for directory in chain[1:] if not _is_label(directory)]
+    levels = [directory for directory in chain[1:] if not is_label(directory)]
     return Description("aperio", resolution, objective, _planes(chain[0], levels, name))
 
 
-def _is_label(directory: tiff.Directory) -> bool:
-    """Whether it is the label or macro photograph, which may show a patient's name."""
-    second = directory.text(tiff.IMAGE_DESCRIPTION).splitlines()[1:2]
-    return bool(second) and second[0].startswith(("label", "macro"))
+def is_label(directory: tiff.Directory) -> bool:
+    """Whether it is a label or macro photograph, which may show a patient's name.
+
+    Aperio names them in the second line of ImageDescription, converters in the first.
+    """
+    lines = directory.start(tiff.IMAGE_DESCRIPTION, LABEL_BYTES).splitlines()[:2]
+    return any(line.strip().lower().startswith(("label", "macro")) for line in lines)
 
 
 def _aperio_keys(description: str) -> dict[str, str]:
@@ -174,6 +179,7 @@ def _ome(chain: Sequence[tiff.Directory], description: str, name: str) -> Descri
     document = ome.parse(description, name)
     base = _largest(chain, name)
     rest = base.children or [directory for directory in chain if directory is not base]
+    rest = [directory for directory in rest if not is_label(directory)]
     planes = _planes(base, rest, name)
     size = (planes[0].width_px, planes[0].height_px)
     for image in document.images:
@@ -193,7 +199,11 @@ def _ome(chain: Sequence[tiff.Directory], description: str, name: str) -> Descri
 
 def _generic(chain: Sequence[tiff.Directory], name: str) -> Description:
     base = _largest(chain, name)
-    rest = [directory for directory in (*base.children, *chain) if directory is not base]
+    rest = [
+        directory
+        for directory in (*base.children, *chain)
+        if directory is not base and not is_label(directory)
+    ]
     resolution = mpp.resolve(None, "", _tag_mpp(base), None)
     return Description("generic-tiff", resolution, None, _planes(base, rest, name))
 
@@ -207,7 +217,11 @@ def _tag_mpp(directory: tiff.Directory) -> tuple[float, float]:
 
 
 def _largest(chain: Sequence[tiff.Directory], name: str) -> tiff.Directory:
-    tiled = [directory for directory in chain if tiff.TILE_WIDTH in directory.tags]
+    tiled = [
+        directory
+        for directory in chain
+        if tiff.TILE_WIDTH in directory.tags and not is_label(directory)
+    ]
     if not tiled:
         raise errors.SlideError(f"{name}: a TIFF in strips, not in tiles; convert it to tiles")
     return max(tiled, key=lambda directory: _size(directory)[0] * _size(directory)[1])

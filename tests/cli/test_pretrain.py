@@ -417,7 +417,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(tissue, tmp_path, flags, code, m
 
 def test_dry_run_touches_nothing(tissue, tmp_path):
     run = tmp_path / "run"
-    done = forked("pretrain", tissue, "--recipe", "dino-vits16", "-o", run, "-n")
+    done = forked("pretrain", tissue, "--recipe", "dino-vits16", "-o", run, "-n", "--measure-s", 0)
     plan = json.loads(done.stdout)
     assert plan["encoder"] == "vit_small_patch16_224.dino, 21,665,664 parameters"
     assert plan["patches"] == 128_000_000 and plan["steps"] == "0 to 125000"

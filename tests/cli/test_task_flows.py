@@ -69,7 +69,8 @@ def test_dry_runs_touch_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     plan = json.loads(pathfm("probe", *MHIST, "-n", cwd=folder).stdout)
     assert plan["images"] == {"test": 4, "train": 8} and plan["complete"] is False
-    plan = json.loads(pathfm("embed", *MHIST, *MODEL, "-o", "new.parquet", "-n", cwd=folder).stdout)
+    dry = ("-o", "new.parquet", "-n", "--measure-s", "0")
+    plan = json.loads(pathfm("embed", *MHIST, *MODEL, *dry, cwd=folder).stdout)
     assert plan["images"] == 12
     assert sorted(folder.rglob("*")) == before
 

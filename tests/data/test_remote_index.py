@@ -173,7 +173,7 @@ def test_a_table_may_list_urls(folder: Path, tmp_path: Path) -> None:
     ("uri", "sentence"),
     [
         ("https://host/slides/", "a web server cannot be listed"),
-        ("https://host/a.svs?sig=1", "password or a query"),
+        ("https://host/a.svs?sig=1", "a signature or a query"),
         ("ftp://host/a.svs", "ftp:// is not known"),
         ("s3://bucket/list.csv", "a table must lie on disk"),
     ],

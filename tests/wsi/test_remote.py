@@ -156,8 +156,8 @@ def test_waits_double_with_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ftp://host/x.svs", "ftp:// is not known"),
         ("s3:///x.svs", "names no bucket"),
-        ("https://host/x.svs?token=secret", "password or a query"),
-        ("https://me:secret@host/x.svs", "password or a query"),
+        ("https://host/x.svs?token=secret", "a password, a signature or a query"),
+        ("https://me:secret@host/x.svs", "a password, a signature or a query"),
     ],
 )
 def test_urls_that_are_refused(uri: str, sentence: str) -> None:

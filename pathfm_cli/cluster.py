@@ -1,0 +1,216 @@
+"""Work on many machines through Dask: pieces in, results in the same order, the lost done again.
+
+Dask's machines send each other pickles, which run what they say: only for a network whose machines
+are all trusted, or over TLS; see `docs/security.md`. Needs the extra `dask`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import importlib.util
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, Generic, TypeVar
+
+import pathfm_cli
+from pathfm_cli import errors
+
+CONNECT_S = 30
+"""How long a scheduler may take to answer, and its first worker to be there."""
+AHEAD = 4
+"""Pieces under way for each thread of the workers."""
+LOCAL = "local:"
+SCHEMES = ("tcp://", "tls://")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def check(address: str) -> None:
+    """Refuse an address that is none.
+
+    Raises:
+        errors.UsageError: it is neither `local:N` nor a scheduler's.
+        errors.MissingExtra: Dask is absent.
+    """
+    count = address.removeprefix(LOCAL)
+    local = address.startswith(LOCAL) and count.isdecimal() and 0 < int(count) <= 1024
+    if not local and not address.startswith(SCHEMES):
+        raise errors.UsageError(
+            f"--dask {address} names no cluster.", "--dask local:4, or --dask tcp://SCHEDULER:8786"
+        )
+    if importlib.util.find_spec("distributed") is None:
+        raise errors.MissingExtra("--dask", "distributed", "dask")
+
+
+@contextlib.contextmanager
+def spread(address: str | None) -> Iterator[Cluster | None]:
+    """A cluster for as long as the block lasts, or None without an address.
+
+    Nothing is started or asked before the first `Cluster.map`.
+
+    Args:
+        address: `local:N` for workers on this machine; `tcp://HOST:PORT` or `tls://HOST:PORT` of a
+            scheduler; or None.
+
+    Raises:
+        errors.UsageError, errors.MissingExtra: as `check`.
+    """
+    if address is None:
+        yield None
+        return
+    check(address)
+    # What its parts have to say about workers that come and go is no news: pieces are done again.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        yield Cluster(address, stack)
+
+
+class Cluster:
+    """A cluster that is joined at first use."""
+
+    def __init__(self, address: str, stack: contextlib.ExitStack) -> None:
+        self._address = address
+        self._stack = stack
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return _join(self._address, self._stack)
+
+    @property
+    def threads(self) -> int:
+        """Threads of all workers; at least 1."""
+        return max(1, sum(map(int, self._client.nthreads().values())))
+
+    def map(
+        self,
+        work: Callable[[T], R],
+        pieces: Sequence[T],
+        lost: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
+        """Yield `work(piece)` for every piece, in order.
+
+        A worker that is lost has its pieces done by another one.
+
+        Args:
+            work: can be pickled, and gives the same result wherever it runs; sent once a worker.
+            pieces: can be pickled.
+            lost: the result of a piece that took several workers with it (Dask's setting
+                `distributed.scheduler.allowed-failures`, 3, and one); None raises.
+
+        Raises:
+            errors.PathfmError: what `work` raises, or a piece was lost.
+        """
+        shared = self._client.submit(_same, _Shared(work), pure=False)
+        waiting: collections.deque[tuple[T, Any]] = collections.deque()
+        todo = iter(pieces)
+        try:
+            while True:
+                room = max(0, AHEAD * self.threads - len(waiting))
+                for piece in itertools.islice(todo, room):
+                    future = self._client.submit(_apply, shared, piece, pure=False)
+                    waiting.append((piece, future))
+                if not waiting:
+                    return
+                yield _result(*waiting.popleft(), lost)
+        finally:
+            self._client.cancel([future for _, future in waiting])
+
+
+class _Shared(Generic[T, R]):
+    """What is done, as a value that Dask does not look into."""
+
+    def __init__(self, work: Callable[[T], R]) -> None:
+        self.work = work
+
+
+def _join(address: str, stack: contextlib.ExitStack) -> Any:
+    """A client of the cluster.
+
+    Raises:
+        errors.PathfmError: it cannot be reached, has no worker, or another pathfm.
+    """
+    distributed: Any = importlib.import_module("distributed")
+    target: Any = address
+    if address.startswith(LOCAL):
+        target = _start(int(address.removeprefix(LOCAL)), stack)
+    security = distributed.Security() if address.startswith("tls://") else None
+    try:
+        client = stack.enter_context(
+            distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
+        )
+        client.wait_for_workers(1, timeout=CONNECT_S)
+        versions = set(client.run(_version).values())
+    except (OSError, TimeoutError) as error:
+        raise errors.PathfmError(
+            f"No scheduler with a worker answers at {address}.",
+            "dask scheduler, and on each machine: dask worker SCHEDULER:8786",
+        ) from error
+    except ModuleNotFoundError as error:
+        raise errors.PathfmError(
+            f"The workers of {address} lack pathfm ({error}).", "install it there as here"
+        ) from error
+    if versions != {_version()}:
+        raise errors.PathfmError(
+            f"The workers of {address} have pathfm {', '.join(sorted(versions))}, "
+            f"not {_version()}.",
+            "install the same everywhere",
+        )
+    return client
+
+
+def _start(count: int, stack: contextlib.ExitStack) -> Any:
+    """Workers of one thread each on this machine; one that dies is started again."""
+    distributed: Any = importlib.import_module("distributed")
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="pathfm-"))
+    return stack.enter_context(
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            local_directory=scratch,
+            silence_logs=logging.CRITICAL,
+        )
+    )
+
+
+def _same(shared: Any) -> Any:
+    return shared
+
+
+def _apply(shared: _Shared[T, R], piece: T) -> R:
+    return shared.work(piece)
+
+
+def _version() -> str:
+    return pathfm_cli.__version__
+
+
+def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
+    distributed: Any = importlib.import_module("distributed")
+    comm: Any = importlib.import_module("distributed.comm")
+    try:
+        found: R = future.result()
+    except distributed.KilledWorker as error:
+        if lost is not None:
+            return lost(piece)
+        raise errors.PathfmError(
+            "Workers died over the same piece of work, one after another.",
+            "workers with more memory; the same command goes on from what is finished",
+        ) from error
+    except (comm.CommClosedError, futures.CancelledError) as error:
+        raise errors.PathfmError(
+            f"The cluster is gone: {_first_line(error)}.",
+            "the same command goes on from what is finished",
+        ) from error
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
