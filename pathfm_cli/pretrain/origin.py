@@ -1,15 +1,7 @@
 """What a training starts from: weights of others, or a run of pathfm, beyond a random encoder.
 
 Of a file or a run also the projection heads, the student's own weights, the centre and AdamW's
-moments can be taken, see `sections.Start`. Layouts of foreign full checkpoints:
-
-DINO     `teacher`, `student`: `[module.]backbone.*`, `[module.]head.*`; `dino_loss` with `center`
-iBOT     the same, with a second head `last_layer2` that is left; `ibot_loss` with `center` and, of
-         patch tokens, `center2`
-DINOv2   `teacher` with `dino_head.*`, or `model` with `teacher.*`, `student.*`, `dino_loss.center`;
-         `ibot_head.*` where it has a head of its own, `mask_token` among the encoder's tensors,
-         `ibot_patch_loss.center`
-
+moments can be taken, see `sections.Start`; where they lie in foreign files says `layouts`.
 Nothing is unpickled, see `model.files`. What of a file is not used is told on the log.
 """
 
@@ -17,39 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, files, foreign, vit, weights
-from pathfm_cli.pretrain import folder, recipe, sections, transplant
+from pathfm_cli.pretrain import folder, layouts, recipe, sections, transplant
 
 log = logging.getLogger("pathfm.pretrain")
-
-State = dict[str, torch.Tensor]
 
 SCRATCH = "scratch"
 _ANCHOR = "--set loss.gram_anchor=run1/, an earlier run of the same encoder"
 _FRESH = "--set model.init=scratch, or the path of a run or checkpoint"
-_HEAD = re.compile(r"^(?:module\.)*(?:head|dino_head)\.(.+)$")
-_IBOT_HEAD = re.compile(r"^(?:module\.)*ibot_head\.(.+)$")
-_MASK_TOKEN = re.compile(r"^(?:module\.)*(?:backbone\.)?(?:mask_token|masked_embed)$")
-_HEAD_NAMES = {
-    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
-    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
-    "mlp.weight": "mlp.0.weight",
-    "mlp.bias": "mlp.0.bias",
-}
-"""Newer spellings of weight norm, and the perceptron of one layer, to those of `head.DinoHead`."""
-_CENTRES = (("dino_loss", "center"), ("ibot_loss", "center"))
 _CENTRE_WORDS = {"centre_K": "centre", "patch.centre_K": "centre of patch tokens"}
 _STUDENT = "student.safetensors"
-_PATCH_CENTRES = (("ibot_patch_loss", "center"), ("ibot_loss", "center2"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,19 +163,19 @@ def apply(settings: recipe.Recipe, student: nn.Module, teacher: nn.Module) -> So
     _load_encoder(student, source, own, settings.model.arch)
     both = (teacher, student)
     if start.heads == "keep":
-        left = [name for name in left if not _HEAD.match(name)]
+        left = [name for name in left if not layouts.HEAD.match(name)]
         heads = (source.teacher_head, source.student_head or source.teacher_head)
         for network, head in zip(both, heads, strict=True):
             left += transplant.head(network, "head", head, init)
         if getattr(student, "ibot_head", None) is not None:
-            left = [name for name in left if not _IBOT_HEAD.match(name)]
+            left = [name for name in left if not layouts.IBOT_HEAD.match(name)]
             heads = (source.teacher_ibot_head, source.student_ibot_head or source.teacher_ibot_head)
             for network, head in zip(both, heads, strict=True):
                 transplant.head(network, "ibot_head", head, init)
         elif source.teacher_ibot_head and not source.foreign:
             left.append("ibot_head")
     if transplant.mask_token(both, source.mask_token_D, init):
-        left = [name for name in left if not _MASK_TOKEN.match(name)]
+        left = [name for name in left if not layouts.MASK_TOKEN.match(name)]
     elif getattr(student, "mask_token", None) is not None:
         log.info("mask token: zero, as %s has none", source.name)
     _tell(source, start, left)
@@ -276,11 +252,11 @@ def _run(path: Path, start: sections.Start, *, hides: bool) -> Source:
         name=str(path),
         foreign=False,
         encoder=encoder,
-        student=_below(student, "backbone."),
-        teacher_head=_below(teacher, "head."),
-        student_head=_below(student, "head."),
-        teacher_ibot_head=_below(teacher, "ibot_head.") or None,
-        student_ibot_head=_below(student, "ibot_head.") or None,
+        student=layouts.below(student, "backbone."),
+        teacher_head=layouts.below(teacher, "head."),
+        student_head=layouts.below(student, "head."),
+        teacher_ibot_head=layouts.below(teacher, "ibot_head.") or None,
+        student_ibot_head=layouts.below(student, "ibot_head.") or None,
         mask_token_D=student.get("mask_token"),
         centre_K=centre.get("centre_K"),
         patch_centre_K=centre.get("patch.centre_K"),
@@ -295,20 +271,20 @@ def _file(path: Path) -> Source:
         )
     content = files.read(path)
     encoder, beside = foreign.select(content, str(path))
-    teacher, student = (_branch(content, name, path) for name in ("teacher", "student"))
+    teacher, student = (layouts.branch(content, name, path) for name in ("teacher", "student"))
     return Source(
         name=str(path),
         foreign=True,
         encoder=teacher or encoder,
         beside=tuple(beside),
         student=student,
-        teacher_head=_head(teacher),
-        student_head=_head(student),
-        teacher_ibot_head=_head(teacher, _IBOT_HEAD),
-        student_ibot_head=_head(student, _IBOT_HEAD),
-        mask_token_D=_mask_token(student) if student else _mask_token(encoder),
-        centre_K=_centre(content, _CENTRES),
-        patch_centre_K=_centre(content, _PATCH_CENTRES),
+        teacher_head=layouts.head(teacher),
+        student_head=layouts.head(student),
+        teacher_ibot_head=layouts.head(teacher, layouts.IBOT_HEAD),
+        student_ibot_head=layouts.head(student, layouts.IBOT_HEAD),
+        mask_token_D=layouts.mask_token(student) if student else layouts.mask_token(encoder),
+        centre_K=layouts.centre(content, layouts.CENTRES),
+        patch_centre_K=layouts.centre(content, layouts.PATCH_CENTRES),
     )
 
 
@@ -318,60 +294,6 @@ def _published(name: str) -> Source:
     except errors.InputError as error:
         raise errors.InputError(str(error), _FRESH) from error
     return Source(name=name, foreign=False, encoder=encoder.module.state_dict())
-
-
-def _tables(content: Any) -> Iterator[Mapping[Any, Any]]:
-    """The mappings that a checkpoint wraps around its tensors, from the outside in."""
-    for _ in range(foreign.MAX_DEPTH):
-        if not isinstance(content, Mapping):
-            return
-        yield content
-        content = content.get("model", content.get("state_dict"))
-
-
-def _branch(content: Any, name: str, path: Path) -> Mapping[str, torch.Tensor] | None:
-    """All tensors of the teacher, or the student, in a full checkpoint."""
-    for table in _tables(content):
-        inner = table.get(name)
-        found = dict(inner) if isinstance(inner, Mapping) else _below(table, f"{name}.")
-        if found and not foreign.is_state(found):
-            raise errors.InputError(f"{path} holds no table of named tensors under {name}.", _FRESH)
-        if found:
-            return found
-    return None
-
-
-def _centre(content: Any, places: Sequence[tuple[str, str]]) -> torch.Tensor | None:
-    for table in _tables(content):
-        for name, key in places:
-            loss = table.get(name)
-            inner = loss if isinstance(loss, Mapping) else {}
-            found = inner.get(key, table.get(f"{name}.{key}"))
-            if isinstance(found, torch.Tensor):
-                return found.float()
-    return None
-
-
-def _mask_token(branch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    return next((tensor for name, tensor in branch.items() if _MASK_TOKEN.match(name)), None)
-
-
-def _head(
-    branch: Mapping[str, torch.Tensor] | None, which: re.Pattern[str] = _HEAD
-) -> State | None:
-    found: State = {}
-    for name, tensor in (branch or {}).items():
-        if match := which.match(name):
-            found[_HEAD_NAMES.get(match[1], match[1])] = tensor
-    return found or None
-
-
-def _below(table: Mapping[str, Any], prefix: str) -> State:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in table.items()
-        if isinstance(name, str) and name.startswith(prefix)
-    }
 
 
 def _load_encoder(
@@ -395,7 +317,7 @@ def _load_encoder(
 
 def _tell(source: Source, start: sections.Start, left: list[str]) -> None:
     """Say on the log what of the source is not used."""
-    places = (*_CENTRES, *_PATCH_CENTRES) if start.centre == "keep" else ()
+    places = (*layouts.CENTRES, *layouts.PATCH_CENTRES) if start.centre == "keep" else ()
     used = {name for name, _ in places}
     if start.student == "own" or start.heads == "keep":
         used.add("student")
