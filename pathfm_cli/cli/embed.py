@@ -115,7 +115,6 @@ def embed(
             found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s)
         return sink.plan(found)
     network = network or encoder.load(spec, **how)
-    from pathfm_cli.model import weights
     from pathfm_cli.tasks import apart
     from pathfm_cli.tasks import embed as library
 
@@ -123,15 +122,10 @@ def embed(
     with progress.track("embed", quiet=quiet) as report, cluster.spread(dask) as spread:
         compute = None
         if spread:
-            job = apart.Job(
-                opening=functools.partial(
-                    request.open_places, bound["images"].absolute(), columns, grid
-                ),
-                loading=functools.partial(weights.load, _absolute(spec), **how),
-                parent=data.parent,
-                encoder=network.id,
-                reading=reading,
+            opening = functools.partial(
+                request.open_places, bound["images"].absolute(), columns, grid
             )
+            job = apart.job(opening, spec, how, data, network, reading)
             compute = apart.spread(job, spread)
         done = library.embed(
             data, network, out, reading, overwrite=overwrite, progress=report, compute=compute
@@ -142,11 +136,6 @@ def embed(
         output.note(f"pathfm: {out} is up to date")
     output.failures(done.failures, done.record["rows"], data.what)
     return sink.emit(done.record, library.summary(done, data, network), f"pathfm odcorr {out}")
-
-
-def _absolute(spec: str) -> str:
-    """A model as a process with another working folder finds it."""
-    return os.path.abspath(spec) if os.path.exists(spec) else spec
 
 
 def _refuse_spread(*, images_or_task: bool) -> None:
