@@ -159,7 +159,7 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
     try:
         frame = pl.read_parquet(Path(path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise errors.InputError(f"{path} cannot be read: {_first_line(error)}.") from error
+        raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
     if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
         raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
     known = (*KINDS[header.kind].columns, *KINDS[header.kind].optional)
@@ -398,7 +398,3 @@ def _safetensors_metadata(path: Path) -> dict[str, str] | None:
         if not isinstance(metadata, dict):
             raise ValueError("damaged safetensors header")
         return metadata or {"": ""}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

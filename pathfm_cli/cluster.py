@@ -206,11 +206,7 @@ def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
         ) from error
     except (comm.CommClosedError, futures.CancelledError) as error:
         raise errors.PathfmError(
-            f"The cluster is gone: {_first_line(error)}.",
+            f"The cluster is gone: {errors.first_line(error)}.",
             "the same command goes on from what is finished",
         ) from error
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -105,3 +105,8 @@ class MissingMpp(SlideError):
             f"{slide}: no trustworthy mpp ({detail})",
             "name it: pathfm index ... --mpp-override SLIDE=0.25",
         )
+
+
+def first_line(error: Exception) -> str:
+    """What another library says, to be put into a sentence: its first line, 200 letters at most."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

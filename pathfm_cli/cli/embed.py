@@ -95,7 +95,7 @@ def embed(
     how: dict[str, Any] = {
         "arch": arch,
         "seed": seed,
-        "device": _own_device(device),
+        "device": encoder.own_device(device),
         "precision": precision,
         "image_size_px": image_size,
         "mean": encoder.channels("--mean", mean),
@@ -123,7 +123,6 @@ def embed(
             found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s)
         return sink.plan(found)
     network = network or encoder.load(spec, **how)
-    from pathfm_cli.model import weights
     from pathfm_cli.tasks import apart
     from pathfm_cli.tasks import embed as library
 
@@ -131,15 +130,10 @@ def embed(
     with progress.track("embed", quiet=quiet) as report, cluster.spread(dask) as spread:
         compute = None
         if spread:
-            job = apart.Job(
-                opening=functools.partial(
-                    request.open_places, bound["images"].absolute(), columns, grid
-                ),
-                loading=functools.partial(weights.load, _absolute(spec), **how),
-                parent=data.parent,
-                encoder=network.id,
-                reading=reading,
+            opening = functools.partial(
+                request.open_places, bound["images"].absolute(), columns, grid
             )
+            job = apart.job(opening, spec, how, data, network, reading)
             compute = apart.spread(job, spread)
         done = library.embed(
             data, network, out, reading, overwrite=overwrite, progress=report, compute=compute
@@ -152,11 +146,6 @@ def embed(
     return sink.emit(done.record, library.summary(done, data, network), f"pathfm odcorr {out}")
 
 
-def _absolute(spec: str) -> str:
-    """A model as a process with another working folder finds it."""
-    return os.path.abspath(spec) if os.path.exists(spec) else spec
-
-
 def _refuse_spread(*, images_or_task: bool) -> None:
     """Refuse --dask where the workers could not find the images, or torchrun spreads already."""
     if images_or_task:
@@ -165,12 +154,3 @@ def _refuse_spread(*, images_or_task: bool) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise errors.UsageError("torchrun spreads the work already.", "leave out --dask")
-
-
-def _own_device(name: str) -> str:
-    """Among several processes of torchrun, each one's own."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return name
-    from pathfm_cli.tasks import ranks
-
-    return ranks.device(name)

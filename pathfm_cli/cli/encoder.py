@@ -106,3 +106,12 @@ def load(spec: str, **how: Any) -> weights.Encoder:
         listed = ", ".join(f"{k} ({n})" if n > 1 else k for k, n in groups.items())
         output.note(f"pathfm: the checkpoint also holds, unused: {listed}")
     return encoder
+
+
+def own_device(name: str) -> str:
+    """Among several processes of torchrun, each one's own."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return name
+    from pathfm_cli.tasks import ranks
+
+    return ranks.device(name)

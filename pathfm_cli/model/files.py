@@ -55,7 +55,7 @@ def read(path: Path) -> Any:
     except errors.InputError:
         raise
     except safetensors.SafetensorError as error:
-        raise errors.InputError(f"{path} is damaged: {_first_line(error)}.") from error
+        raise errors.InputError(f"{path} is damaged: {errors.first_line(error)}.") from error
     except Exception as error:  # the loader meets hostile bytes and raises whatever they provoke
         raise _refusal(path, error) from error
 
@@ -120,8 +120,4 @@ def _refusal(path: Path, error: Exception) -> errors.InputError:
             "where you trust the file, save its state dict as safetensors "
             "(safetensors.torch.save_file), and name that",
         )
-    return errors.InputError(f"{path} is damaged: {_first_line(error)}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return errors.InputError(f"{path} is damaged: {errors.first_line(error)}.")

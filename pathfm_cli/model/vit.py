@@ -142,3 +142,15 @@ def _create(arch: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module
 
 def _arguments(kwargs: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
+
+
+def width(module: nn.Module) -> int:
+    """Size K of an embedding: convolutional networks may end in a layer that is no classifier."""
+    width: Any = getattr(module, "head_hidden_size", None) or module.num_features
+    return int(width)
+
+
+def patch_px(module: nn.Module) -> int:
+    """Side of a patch token in pixels; 1 where there are none."""
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", (1, 1))
+    return int(patch[0]) if isinstance(patch, tuple) else 1

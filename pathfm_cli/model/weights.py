@@ -166,7 +166,7 @@ def load(
         embedding=embedding or info.embedding,
     )
     tokens = _check_rule(loaded, info, embedding)
-    module, dim = on_input(loaded.module, info), _width(loaded.module)
+    module, dim = on_input(loaded.module, info), vit.width(loaded.module)
     module = pooling.by_rule(module, info.embedding, loaded.info.embedding, info.prefix_tokens)
     return Encoder(
         module=module.eval().requires_grad_(False).to(where),
@@ -360,7 +360,7 @@ def _image_size(loaded: _Loaded, asked: int | None) -> int:
     module, native = loaded.module, loaded.info.image_size_px
     free = vit.takes_any_size(module)
     size = asked or (native if loaded.made_for or not free else IMAGE_SIZE_PX)
-    patch = _patch_px(module)
+    patch = vit.patch_px(module)
     if size % patch or (size != native and not free):
         need = f"multiples of {patch} px" if free else f"{native} px"
         raise errors.UsageError(
@@ -368,17 +368,6 @@ def _image_size(loaded: _Loaded, asked: int | None) -> int:
             f"--image-size {max(patch, size // patch * patch) if free else native}",
         )
     return size
-
-
-def _width(module: nn.Module) -> int:
-    """K: some convolutional networks put a layer between their features and the classifier."""
-    width: Any = getattr(module, "head_hidden_size", None) or module.num_features
-    return int(width)
-
-
-def _patch_px(module: nn.Module) -> int:
-    patch = getattr(getattr(module, "patch_embed", None), "patch_size", (1, 1))
-    return int(patch[0]) if isinstance(patch, tuple) else 1
 
 
 def _identity(module: nn.Module, info: export.Info) -> str:

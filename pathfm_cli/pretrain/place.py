@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
+import re
 from collections.abc import Iterator
 
 import torch
 from torch import distributed
 
+from pathfm_cli import errors
 from pathfm_cli.model import device as devices
+
+PATIENCE = "PATHFM_PEER_TIMEOUT_S"
+"""Environment variable: how long ranks wait for each other, seconds."""
+_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|peer", re.IGNORECASE
+)
+"""What torch's process groups say when another process is gone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +55,22 @@ class Place:
         self.any(False)
 
 
+def _patience() -> datetime.timedelta:
+    """How long ranks wait for each other: `PATIENCE`, in seconds, or half an hour as torch does.
+
+    Raises:
+        errors.UsageError: it is no number above 0.
+    """
+    text = os.environ.get(PATIENCE, "1800")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise errors.UsageError(f"{PATIENCE}={text} is no number of seconds.", f"{PATIENCE}=600")
+    return datetime.timedelta(seconds=seconds)
+
+
 @contextlib.contextmanager
 def join(device: str) -> Iterator[Place]:
     """Join the other ranks that torchrun started, if there are any.
@@ -61,9 +87,16 @@ def join(device: str) -> Iterator[Place]:
         torch.cuda.set_device(picked)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-        distributed.init_process_group(backend)
+        distributed.init_process_group(backend, timeout=_patience())
     try:
         yield Place(rank, world_size, picked)
+    except RuntimeError as error:
+        if world_size > 1 and _LOST.search(str(error)):
+            raise errors.PathfmError(
+                f"Rank {rank} has lost the other processes of the run: {errors.first_line(error)}.",
+                "run the same command on all machines again: it goes on from the last checkpoint",
+            ) from error
+        raise
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,35 @@ class Job:
     parent: str
     encoder: str
     reading: embed.Reading
+
+
+def job(
+    opening: Callable[[], source.Source],
+    spec: str,
+    how: Mapping[str, Any],
+    data: source.Source,
+    encoder: weights.Encoder,
+    reading: embed.Reading,
+) -> Job:
+    """What others must know to do as this process would.
+
+    Args:
+        opening: makes the source, from absolute paths.
+        spec: the encoder, as `weights.load` takes it.
+        how: its other arguments.
+        data: the source as it was opened here.
+        encoder: the encoder as it was loaded here.
+        reading: how the work is done.
+    """
+    # A process with another working folder must find it too.
+    found = os.path.abspath(spec) if os.path.exists(spec) else spec
+    return Job(
+        opening=opening,
+        loading=functools.partial(weights.load, found, **how),
+        parent=data.parent,
+        encoder=encoder.id,
+        reading=reading,
+    )
 
 
 class Worker:

@@ -1,0 +1,215 @@
+"""Two nodes that are really apart: two network namespaces, and a cable that is cut mid-run.
+
+Needs root and Linux's `ip`; elsewhere these tests are skipped.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import pathfm as forked
+
+from pathfm_cli import artifacts, cluster
+
+pytestmark = pytest.mark.slow
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+NODES = ("pfm-a", "pfm-b")
+CABLES = ("pfm-va", "pfm-vb")
+PATIENCE_S = 15
+"""How long a rank waits for the other one here; half an hour unless it is set."""
+STATED_S = 60
+"""Within so long after the cut every process has ended: patience, and torchrun's own shutdown."""
+DEMO = Path(cluster.__file__).parent / "demo_data" / "CMU-1-Small-Region.svs"
+STEPS = 60
+SETTINGS = {
+    **{"train.steps": STEPS, "train.batch_size": 4, "train.checkpoint_every": 5},
+    **{"train.probe_patches": 8, "train.watch_every": 0, "data.size_px": 64},
+    **{"crops.global_size_px": 48, "crops.local_size_px": 32, "crops.local_count": 2},
+    **{"model.embed_dim": 64, "model.depth": 2},
+}
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[None]:
+    """Two namespaces, each with one end of a cable; each finds this host's name at node 0."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and `ip`")
+    try:
+        for node in NODES:
+            ip("netns", "add", node)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.decode()}")
+    hosts = [Path("/etc/netns") / node for node in NODES]
+    try:
+        ip("link", "add", CABLES[0], "type", "veth", "peer", "name", CABLES[1])
+        for node, cable, address, folder in zip(NODES, CABLES, ADDRESSES, hosts, strict=True):
+            ip("link", "set", cable, "netns", node)
+            ip("-n", node, "addr", "add", f"{address}/24", "dev", cable)
+            ip("-n", node, "link", "set", cable, "up")
+            ip("-n", node, "link", "set", "lo", "up")
+            folder.mkdir(parents=True)
+            names = f"127.0.0.1 localhost\n{ADDRESSES[0]} {socket.gethostname()}\n"
+            (folder / "hosts").write_text(names)
+        yield
+    finally:
+        for node, folder in zip(NODES, hosts, strict=True):
+            subprocess.run(["ip", "netns", "del", node], capture_output=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def cable(state: str) -> None:
+    """Plug the cable of node 1 in (`up`), or pull it (`down`): packets vanish, nobody is told."""
+    ip("-n", NODES[1], "link", "set", CABLES[1], state)
+
+
+def on(node: int, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Start a command on a node."""
+    return subprocess.Popen(
+        ["ip", "netns", "exec", NODES[node], sys.executable, *map(str, command)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": CABLES[node],
+            "PATHFM_PEER_TIMEOUT_S": str(PATIENCE_S),
+            **environment,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes")
+    for words in (
+        ["index", DEMO, "-o", folder / "s.parquet"],
+        ["mask", folder / "s.parquet", "--method", "otsu", "-o", folder / "t.parquet"],
+    ):
+        assert forked(*words).returncode == 0
+    return folder / "t.parquet"
+
+
+def start(tissue: Path, run: Path, port: int) -> list[subprocess.Popen[str]]:
+    """The same command on both nodes; node 1 has looked at the folder before node 0 makes it."""
+    settings = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+    meet = ["--nnodes", "2", "--rdzv-endpoint", f"{ADDRESSES[0]}:{port}"]
+    verb = ["-m", "pathfm_cli", "pretrain", tissue, "--recipe", "tiny", "-o", run, "--gpus", "1"]
+    second = on(1, *verb, *meet, "--node-rank", "1", *settings)
+    time.sleep(10)
+    return [on(0, *verb, *meet, "--node-rank", "0", *settings), second]
+
+
+def ended(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str]]:
+    """Exit code and stderr of each, within so many seconds all together."""
+    deadline = time.monotonic() + timeout
+    found = []
+    for process in processes:
+        try:
+            _, said = process.communicate(timeout=max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said = f"still running after {timeout} s\n{process.communicate()[1]}"
+        found.append((process.returncode, said))
+    return found
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        path = run / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"step {step} was not reached")
+
+
+def test_a_cut_cable_ends_the_run_and_it_goes_on(
+    nodes: None, tissue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    first = ended(start(tissue, whole, 29511), 120)
+    assert [code for code, _ in first] == [0, 0], first
+    running = start(tissue, cut, 29512)
+    wait_for_step(cut, 12)
+    cable("down")
+    began = time.monotonic()
+    told = ended(running, STATED_S)
+    seconds = time.monotonic() - began
+    cable("up")
+    for code, said in told:
+        assert code in (1, 75), said
+        assert "run the same command" in said, said
+    begun = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert 12 <= begun[-1] < STEPS
+    again = ended(start(tissue, cut, 29513), 120)
+    assert [code for code, _ in again] == [0, 0], again
+    result = "teacher.safetensors"
+    assert (cut / result).read_bytes() == (whole / result).read_bytes()
+    with capsys.disabled():
+        codes = [code for code, _ in told]
+        sys.stdout.write(
+            f"\ntwo nodes, cable cut after step {begun[-1]}: exit {codes} after {seconds:.1f} s "
+            f"(patience {PATIENCE_S} s); resumed to step {STEPS}, weights equal\n"
+        )
+
+
+def dask(node: int, part: str, *words: str) -> subprocess.Popen[str]:
+    """A part of Dask on a node, which notices a silent peer soon."""
+    code = f"import distributed.cli.dask_{part} as d; d.main()"
+    quick: dict[str, Any] = {
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s",
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
+    }
+    return on(node, "-c", code, *words, "--no-dashboard", **quick)
+
+
+def test_dask_goes_on_without_a_node_that_is_cut_off(
+    nodes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slides").mkdir()
+    for number in range(60):
+        (tmp_path / "slides" / f"{number:02d}.svs").symlink_to(DEMO)
+    plain = tmp_path / "plain.parquet"
+    words = ["index", tmp_path / "slides", "-o"]
+    assert forked(*words, tmp_path / "s.parquet").returncode == 0
+    mask = ["mask", tmp_path / "s.parquet", "--method", "unet", "-o"]
+    assert forked(*mask, plain).returncode == 0
+    address = f"tcp://{ADDRESSES[0]}:28786"
+    parts = [dask(0, "scheduler", "--host", ADDRESSES[0], "--port", "28786")]
+    parts += [dask(n, "worker", address, "--nthreads", "1") for n in (0, 1)]
+    out = tmp_path / "spread.parquet"
+    try:
+        verb = on(0, "-m", "pathfm_cli", *mask, out, "--dask", address)
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("spread.parquet.parts-*/*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        cable("down")
+        [(code, said)] = ended([verb], 200)
+    finally:
+        cable("up")
+        for part in parts:
+            os.killpg(part.pid, signal.SIGKILL)
+            part.communicate()
+    assert code == 0, said
+    left, right = (artifacts.read_table(path).frame for path in (plain, out))
+    assert left.equals(right)
+    with capsys.disabled():
+        sys.stdout.write("\nDask over two nodes, one cut off mid-run: 60 slides, equal rows\n")
