@@ -14,6 +14,10 @@ data=$1
 out=$2
 steps=${3:-300}
 seeds=${4:-1}
+if ((steps < 6 || seeds < 1)); then
+  echo "run.sh: STEPS is $steps and SEEDS $seeds; 6 and 1 are the least" >&2
+  exit 2
+fi
 length=(
   --set train.steps="$steps"
   --set train.steps_per_epoch=$((steps / 6))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, disk, errors
+from pathfm_cli import disk, errors
 from pathfm_cli.cli import encoder, output, pipe, progress
 
 
@@ -39,6 +39,7 @@ def apply(
         quiet: show no progress.
         dry_run: only say what would be done.
     """
+    from pathfm_cli import artifacts
     from pathfm_cli.tasks import request, source
 
     request.check(out, overwrite=overwrite, kind="regions")
