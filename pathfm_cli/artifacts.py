@@ -164,7 +164,7 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
         raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
     known = (*KINDS[header.kind].columns, *KINDS[header.kind].optional)
     for column in known:
-        if column.name in frame.columns and _wrong(column, frame.schema[column.name]):
+        if column.name in frame.columns and _wrong(column, frame[column.name]):
             raise errors.InputError(
                 f"{path}: its column {column.name} is {frame.schema[column.name]}, not "
                 f"{column.dtype}."
@@ -369,10 +369,10 @@ def _check(header: Header) -> None:
         raise TypeError("settings")
 
 
-def _wrong(column: Column, dtype: pl.DataType) -> bool:
-    """Whether a column has another type than its kind says; of lists the outer one counts."""
+def _wrong(column: Column, values: pl.Series) -> bool:
+    """Whether values have another type than their kind says; of lists the outer one counts."""
     outer, _, _ = column.dtype.partition("(")
-    return not isinstance(dtype, getattr(pl, outer))
+    return not isinstance(values.dtype, getattr(pl, outer)) and values.null_count() < len(values)
 
 
 def _expect(path: str | os.PathLike[str], header: Header, kinds: Sequence[str]) -> None:

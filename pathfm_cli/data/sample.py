@@ -183,14 +183,12 @@ def sample(
         _check_cells(slides, config, choice)
     parts = artifacts.Parts(out, header)
     done = parts.done()
-    tasks = [task for task in _tasks(table, slides, config, choice) if task[0] not in done]
-    made: Iterator[pl.DataFrame]
-    if spread is None:
-        made = (task() for _, _, task in tasks)
-    else:
-        made = spread.map(_call, [task for _, _, task in tasks])
-    for (number, total, _), rows in zip(tasks, made, strict=True):
-        parts.write(number, rows)
+    tasks = list(_tasks(table, slides, config, choice))
+    todo = [task for number, _, task in tasks if number not in done]
+    made = map(_call, todo) if spread is None else spread.map(_call, todo)
+    for number, total, _ in tasks:
+        if number not in done:
+            parts.write(number, next(made))
         progress(number + 1, total)
     frame = parts.scan()
     used = frame.select(pl.col("slide").unique()).collect()["slide"]

@@ -13,12 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import pathfm as forked
 
-from pathfm_cli import artifacts, cluster
+from pathfm_cli import cluster
 
 pytestmark = pytest.mark.slow
 
@@ -168,48 +167,3 @@ def test_a_cut_cable_ends_the_run_and_it_goes_on(
             f"\ntwo nodes, cable cut after step {begun[-1]}: exit {codes} after {seconds:.1f} s "
             f"(patience {PATIENCE_S} s); resumed to step {STEPS}, weights equal\n"
         )
-
-
-def dask(node: int, part: str, *words: str) -> subprocess.Popen[str]:
-    """A part of Dask on a node, which notices a silent peer soon."""
-    code = f"import distributed.cli.dask_{part} as d; d.main()"
-    quick: dict[str, Any] = {
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s",
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
-        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
-    }
-    return on(node, "-c", code, *words, "--no-dashboard", **quick)
-
-
-def test_dask_goes_on_without_a_node_that_is_cut_off(
-    nodes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "slides").mkdir()
-    for number in range(60):
-        (tmp_path / "slides" / f"{number:02d}.svs").symlink_to(DEMO)
-    plain = tmp_path / "plain.parquet"
-    words = ["index", tmp_path / "slides", "-o"]
-    assert forked(*words, tmp_path / "s.parquet").returncode == 0
-    mask = ["mask", tmp_path / "s.parquet", "--method", "unet", "-o"]
-    assert forked(*mask, plain).returncode == 0
-    address = f"tcp://{ADDRESSES[0]}:28786"
-    parts = [dask(0, "scheduler", "--host", ADDRESSES[0], "--port", "28786")]
-    parts += [dask(n, "worker", address, "--nthreads", "1") for n in (0, 1)]
-    out = tmp_path / "spread.parquet"
-    try:
-        verb = on(0, "-m", "pathfm_cli", *mask, out, "--dask", address)
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("spread.parquet.parts-*/*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        cable("down")
-        [(code, said)] = ended([verb], 200)
-    finally:
-        cable("up")
-        for part in parts:
-            os.killpg(part.pid, signal.SIGKILL)
-            part.communicate()
-    assert code == 0, said
-    left, right = (artifacts.read_table(path).frame for path in (plain, out))
-    assert left.equals(right)
-    with capsys.disabled():
-        sys.stdout.write("\nDask over two nodes, one cut off mid-run: 60 slides, equal rows\n")
