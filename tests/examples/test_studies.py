@@ -131,6 +131,7 @@ def test_digits_become_an_image_folder(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_figure_5_on_an_image_folder(tmp_path):
     load(Path("fig5-timm-models/digits.py")).write(tmp_path / "few", 60)
     script = EXAMPLES / "fig5-timm-models" / "run.sh"
