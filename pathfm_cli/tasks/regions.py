@@ -64,10 +64,11 @@ class Trained:
 
 
 def load(folder: Path, encoder: weights.Encoder) -> Trained:
-    """The first decoder that `pathfm segment` kept in its result folder.
+    """The first decoder in a result folder of `pathfm segment` that was kept and converged.
 
     Raises:
-        errors.InputError: the folder is no result of `segment`, or is damaged.
+        errors.InputError: the folder is no result of `segment`, is damaged, or no kept run
+            converged.
         errors.UsageError: it was trained on another encoder.
     """
     header = artifacts.read_header(folder / "scores.parquet", "scores")
@@ -82,9 +83,18 @@ def load(folder: Path, encoder: weights.Encoder) -> Trained:
         )
     try:
         document = json.loads((folder / "scores.json").read_text())
-        classes, first = tuple(map(str, document["classes"])), f"run{int(document['kept'][0])}."
+        classes = tuple(map(str, document["classes"]))
+        converged = {int(one["run"]) for one in document["attempts"] if one["converged"]}
+        usable = [int(run) for run in document["kept"] if int(run) in converged]
+        if not usable:
+            raise errors.InputError(
+                f"No decoder of {folder} converged.", "segment again: more --epochs, another --lr"
+            )
+        first = f"run{usable[0]}."
         tensors = safetensors_torch.load_file(folder / segmentation.FILES["decoder"])
         state = {k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)}
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError("not finite")
         name, size_px = str(header.settings["decoder"]), int(header.settings["size_px"])
         features = str(header.settings["features"])
         module = decoders.build(name, encoder_width(encoder, size_px), len(classes), seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pathfm_cli import errors
+from pathfm_cli import errors, tasks
 from pathfm_cli.tasks import decoder, masks, segmentation, tokens
 
 
@@ -108,6 +108,8 @@ def test_steps_and_progress():
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.models.mask2former", None)
     monkeypatch.delitem(sys.modules, "pathfm_cli.tasks.mask2former", raising=False)
+    # An earlier import leaves it as an attribute of the package, which `from ... import` takes.
+    monkeypatch.delattr(tasks, "mask2former", raising=False)
     with pytest.raises(errors.MissingExtra, match="needs the package transformers") as caught:
         decoder.build("mask2former", 6, 2, seed=0)
     assert caught.value.hint == "pip install 'pathfm[segment]'"

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import shapely
 import torch
+from safetensors import torch as safetensors_torch
 
 import pathfm_cli
 from pathfm_cli import artifacts, errors
@@ -178,3 +179,33 @@ def test_a_decoder_of_another_encoder_or_a_damaged_one(trained, encoder, tmp_pat
     (tmp_path / "decoder.safetensors").write_bytes(b"broken")
     with pytest.raises(errors.InputError, match="no decoder that can be used"):
         regions.load(tmp_path, encoder)
+    tensors = safetensors_torch.load_file(trained / "decoder.safetensors")
+    tensors["run0.classify.bias"][0] = float("nan")
+    (tmp_path / "decoder.safetensors").write_bytes(safetensors_torch.save(tensors))
+    with pytest.raises(errors.InputError, match="no decoder that can be used"):
+        regions.load(tmp_path, encoder)
+
+
+@pytest.mark.parametrize(
+    ("kept", "converged", "bias"), [([0, 1], [1], 1.0), ([2, 1], [1, 2], 2.0), ([0, 1], [2], None)]
+)
+def test_the_first_kept_run_that_converged_is_used(
+    trained, encoder, tmp_path, kept, converged, bias
+):
+    (tmp_path / "scores.parquet").write_bytes((trained / "scores.parquet").read_bytes())
+    document = json.loads((trained / "scores.json").read_text())
+    document["kept"] = kept
+    document["attempts"] = [{"run": run, "converged": run in converged} for run in range(3)]
+    (tmp_path / "scores.json").write_text(json.dumps(document))
+    tensors = safetensors_torch.load_file(trained / "decoder.safetensors")
+    of_run = {
+        f"run{run}.{name.removeprefix('run0.')}": torch.full_like(tensor, float(run))
+        for run in range(3)
+        for name, tensor in tensors.items()
+    }
+    (tmp_path / "decoder.safetensors").write_bytes(safetensors_torch.save(of_run))
+    if bias is None:
+        with pytest.raises(errors.InputError, match="No decoder of .* converged"):
+            regions.load(tmp_path, encoder)
+    else:
+        assert regions.load(tmp_path, encoder).module.classify.bias.tolist() == [bias] * 2
