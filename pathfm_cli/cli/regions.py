@@ -47,7 +47,7 @@ def apply(
     if settings.get("task") != "segment":
         raise errors.InputError(f"{trained} holds no decoder.", "what pathfm segment wrote")
     size_px = int(settings["size_px"])
-    grid = request.grid(mpp, size_px, int(settings["stride_px"]), None) if mpp else None
+    grid = request.whole_grid(mpp, size_px, int(settings["stride_px"])) if mpp else None
     slots = {"images": pipe.Slot(("patches", "tissue"))}
     bound, spec = encoder.bind("segment", inputs, slots, model, out)
     path = bound["images"]
