@@ -66,6 +66,7 @@ def apply(
     decoder = regions.load(trained, network)
     if geojson:
         disk.make_folder(geojson)
+        regions.check_export(data, geojson, overwrite=overwrite)
     with progress.track("segment", quiet=quiet) as report:
         record, failed = regions.find(
             data, network, decoder, out, overwrite=overwrite, progress=report

@@ -170,6 +170,15 @@ def find(
     return artifacts.write_table(out, frame, header), _failures(out)
 
 
+def check_export(data: source.Source, folder: Path, *, overwrite: bool = False) -> None:
+    """See, before any slide is read, that `export` may write its files.
+
+    Raises:
+        errors.OutputClash: a file was edited, or is another's.
+    """
+    geojson.check(folder, data.rows["slide"].unique(maintain_order=True), overwrite=overwrite)
+
+
 def export(regions: Path, folder: Path, *, overwrite: bool = False) -> int:
     """Write `SLIDE.geojson` of detections for QuPath for every slide of a `regions` artifact.
 

@@ -72,14 +72,18 @@ def segment(
         errors.InputError: no image of train or of test can be used, or there is no foreground.
         errors.UsageError: labels are no classes, or the encoder has no patch tokens.
         errors.OutputClash: `out` holds something else.
+        errors.Unwritable: no folder can be made there; nothing was trained.
         errors.PathfmError: runs were to converge and none did.
     """
     parents = (f"images:{masks.digest(items)}", f"encoder:{encoder.id}")
     header = artifacts.Header(kind="scores", parents=parents, settings=settings(encoder, config))
     table = out / "scores.parquet"
-    if old := artifacts.finished(table, header, overwrite=overwrite):
+    old = artifacts.finished(table, header, overwrite=overwrite)
+    # What someone removed is made again.
+    if old and all((out / name).exists() for name in segmentation.NAMES):
         return scores.Result(old, ("up to date",), dice.lines(old["metrics"])), _failures(table)
     splits = segmentation.split(items)
+    _try_place(out, header.id)
     classes = _classes(splits, config)
     advance = _counter(config, len(splits["test"]), progress)
     rows: list[dice.Row] = []
@@ -269,10 +273,7 @@ def _classes(
     """Names of the classes: the given ones, or the numbers up to the largest in a map of train."""
     if config.labels != "classes":
         return labelmaps.MEANINGS[config.labels]
-    known, tested = (max(masks.largest(item) for item in splits[s]) for s in ("train", "test"))
-    if not (known and tested):
-        empty = "test" if known else "train"
-        raise errors.InputError(f"The label maps of {empty} hold no foreground.", "0 is background")
+    known, tested = (_largest(splits[name], name) for name in masks.SPLITS)
     if config.classes:
         if max(known, tested) >= len(config.classes):
             raise errors.UsageError(
@@ -287,6 +288,24 @@ def _classes(
             "--instances if these are numbers of objects",
         )
     return ("background", *map(str, range(1, known + 1)))
+
+
+def _largest(items: Sequence[masks.Item], split: str) -> int:
+    """Largest class in the label maps of a split; those that cannot be read are told later."""
+    found, lost = [], ""
+    for item in items:
+        try:
+            found.append(masks.largest(item))
+        except errors.SlideError as error:
+            lost = lost or str(error)
+    if not found:
+        raise errors.InputError(
+            f"No image of {split} can be used: {lost}.", "look at the paths in the table"
+        )
+    if not max(found):
+        which = f"{split} that can be read" if lost else split
+        raise errors.InputError(f"The label maps of {which} hold no foreground.", "0 is background")
+    return max(found)
 
 
 def _usable(
@@ -345,14 +364,30 @@ def _failures(table: Path) -> list[tuple[str, str]]:
     return list(failed.select("image", "error").iter_rows())
 
 
+def _stage(out: Path, name: str) -> Path:
+    """The folder that is filled beside `out`, or beside what `out` is a link to."""
+    place = Path(os.path.abspath(out.resolve() if out.is_symlink() else out))
+    return place.with_name(f"{place.name}.parts-{name}")
+
+
+def _try_place(out: Path, name: str) -> None:
+    """Make the folder to fill and remove it: some places say only then that they are read-only."""
+    stage = _stage(out, name)
+    try:
+        stage.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(stage)
+    except OSError as error:
+        raise errors.Unwritable(out, error.strerror or str(error)) from error
+
+
 @contextlib.contextmanager
 def _staged(out: Path, name: str) -> Iterator[Path]:
     """Yield a folder beside `out` that takes its place on success, whole.
 
     It is called as the parts of a table are, so that a rerun finds and clears what a kill left.
     """
-    out = Path(os.path.abspath(out))
-    stage = out.with_name(f"{out.name}.parts-{name}")
+    stage = _stage(out, name)
+    out = stage.with_name(stage.name.removesuffix(f".parts-{name}"))
     old = stage.with_name(f"{stage.name}.old")
     for leftover in (stage, old):
         shutil.rmtree(leftover, ignore_errors=True)
