@@ -6,11 +6,8 @@ one integer confusion table over all test pixels, and its name says which Dice i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +30,7 @@ from pathfm_cli.tasks import (
     overlays,
     scores,
     segmentation,
+    staging,
     tokens,
 )
 
@@ -83,7 +81,7 @@ def segment(
     if old and all((out / name).exists() for name in segmentation.NAMES):
         return scores.Result(old, ("up to date",), dice.lines(old["metrics"])), _failures(table)
     splits = segmentation.split(items)
-    _try_place(out, header.id)
+    staging.check(out, header.id)
     classes = _classes(splits, config)
     advance = _counter(config, len(splits["test"]), progress)
     rows: list[dice.Row] = []
@@ -95,7 +93,7 @@ def segment(
     clock.done("train", len(crops) * sum(len(one.losses) for one in found))
     kept = _kept(found, config)
     numbers: dict[str, float] = {"n_train": len(splits["train"]) - len(rows)}
-    with _staged(out, header.id) as stage:
+    with staging.staged(out, header.id) as stage:
         judge = functools.partial(_score, encoder, found, kept[0], config, len(classes), stage)
         tables = _test(splits["test"], judge, rows, advance)
         clock.done("window", sum(map(len, tables.windows.values())))
@@ -362,41 +360,3 @@ def _score(
 def _failures(table: Path) -> list[tuple[str, str]]:
     failed = pl.read_parquet(table).filter(pl.col("error").is_not_null())
     return list(failed.select("image", "error").iter_rows())
-
-
-def _stage(out: Path, name: str) -> Path:
-    """The folder that is filled beside `out`, or beside what `out` is a link to."""
-    place = Path(os.path.abspath(out.resolve() if out.is_symlink() else out))
-    return place.with_name(f"{place.name}.parts-{name}")
-
-
-def _try_place(out: Path, name: str) -> None:
-    """Make the folder to fill and remove it: some places say only then that they are read-only."""
-    stage = _stage(out, name)
-    try:
-        stage.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(stage)
-    except OSError as error:
-        raise errors.Unwritable(out, error.strerror or str(error)) from error
-
-
-@contextlib.contextmanager
-def _staged(out: Path, name: str) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place on success, whole.
-
-    It is called as the parts of a table are, so that a rerun finds and clears what a kill left.
-    """
-    stage = _stage(out, name)
-    out = stage.with_name(stage.name.removesuffix(f".parts-{name}"))
-    old = stage.with_name(f"{stage.name}.old")
-    for leftover in (stage, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        if out.exists():
-            os.replace(out, old)
-        os.replace(stage, out)
-    finally:
-        for leftover in (stage, old):
-            shutil.rmtree(leftover, ignore_errors=True)
