@@ -255,7 +255,6 @@ def differences(old: Header, new: Header) -> str:
     """Name what differs between two headers, shortest first, for a clash message."""
     if old.kind != new.kind:
         return f"another kind ({old.kind}, not {new.kind})"
-    # As they are written: a list in a file and a tuple in memory are the same.
     left, right = (_flatten(json.loads(_json(header.settings))) for header in (old, new))
     changed = [
         f"{key}={left.get(key)} (now {right.get(key)})"
