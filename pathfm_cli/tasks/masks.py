@@ -110,6 +110,8 @@ def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...], tuple[str, .
         for file in sorted((folder / split / "labels").iterdir()):
             if file.is_dir() or file.suffix.lower() in labelmaps.SUFFIXES:
                 maps.setdefault(file.name if file.is_dir() else file.stem, []).append(file)
+            else:
+                left.append(file)
         for image in sorted((folder / split / "images").iterdir()):
             if image.suffix.lower() not in images.SUFFIXES:
                 left.append(image)
@@ -121,6 +123,8 @@ def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...], tuple[str, .
                     f"one of {image.stem}{{{','.join(labelmaps.SUFFIXES)}}}",
                 )
             items.append(Item(f"{split}/{image.name}", image, found[0], split))
+        used = {item.label for item in items}
+        left += [file for files in maps.values() for file in files if file not in used]
     if not items:
         raise errors.InputError(f"{folder} holds no images.", "SPLIT/images/NAME.png")
     _check_names(items, folder)

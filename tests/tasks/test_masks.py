@@ -175,8 +175,10 @@ def test_a_folder_of_images_and_labels_with_its_classes(tmp_path):
     (tmp_path / "classes.txt").write_text("background\n\n gland \n")
     (tmp_path / "valid" / "images").mkdir(parents=True)
     (tmp_path / ".hidden").write_text("")
+    for name in ("b.gif", "c.png"):
+        (tmp_path / "train" / "labels" / name).write_text("")
     items, classes, left = masks.read_folder(tmp_path)
-    assert left == ("valid", "train/images/notes.txt")
+    assert left == ("valid", "train/labels/b.gif", "train/images/notes.txt", "train/labels/c.png")
     assert [(one.id, one.label.name, one.split) for one in items] == [
         ("train/a.png", "a.npy", "train"),
         ("train/b.tif", "b.png", "train"),
