@@ -255,7 +255,7 @@ def differences(old: Header, new: Header) -> str:
     """Name what differs between two headers, shortest first, for a clash message."""
     if old.kind != new.kind:
         return f"another kind ({old.kind}, not {new.kind})"
-    left, right = _flatten(old.settings), _flatten(new.settings)
+    left, right = (_flatten(json.loads(_json(header.settings))) for header in (old, new))
     changed = [
         f"{key}={left.get(key)} (now {right.get(key)})"
         for key in sorted({*left, *right})

@@ -1,4 +1,4 @@
-"""Gather the scores of run.sh: results.json, results.md, and a picture for each decoder.
+"""Gather the scores of run.sh: results.json, results.md, images.csv, a picture for each decoder.
 
 python table.py DATA OUT
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from PIL import Image
 
 from pathfm_cli import artifacts
@@ -33,6 +35,7 @@ def main(data: Path, out: Path) -> None:
                 found[f"{name}, {decoder}"] = _scores(folder)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "results.md").write_text(_table(found))
+    _images(out, found).write_csv(out / "images.csv", float_precision=4)
     print(_table(found))
     for decoder in DECODERS:
         _picture(data / "patches" / "dsb2018" / "index.csv", out, decoder)
@@ -50,7 +53,19 @@ def _scores(folder: Path) -> dict[str, Any]:
         "metrics": header.metrics,
         "runs": [runs[number] for number in document["kept"]],
         "converged": [one["converged"] for one in document["attempts"]],
+        "train_dice": [one["train_dice"] for one in document["attempts"]],
+        "constant_dice": document["attempts"][0]["constant_dice"],
     }
+
+
+def _images(out: Path, found: Mapping[str, Any]) -> pl.DataFrame:
+    """Dice of each test image, mean over the kept runs: a row an image, a column an encoder."""
+    frames = []
+    for name in found:
+        table = pl.read_parquet(out / name.replace(", ", "-") / "scores.parquet")
+        of_image = (pl.col("metric") == COLUMNS[0]) & pl.col("image").is_not_null()
+        frames.append(table.filter(of_image).select("image", pl.col("value").alias(name)))
+    return pl.concat(frames, how="align").sort("image")
 
 
 def _table(found: dict[str, Any]) -> str:

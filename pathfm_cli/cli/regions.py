@@ -47,7 +47,7 @@ def apply(
     if settings.get("task") != "segment":
         raise errors.InputError(f"{trained} holds no decoder.", "what pathfm segment wrote")
     size_px = int(settings["size_px"])
-    grid = request.grid(mpp, size_px, int(settings["stride_px"]), None) if mpp else None
+    grid = request.whole_grid(mpp, size_px, int(settings["stride_px"])) if mpp else None
     slots = {"images": pipe.Slot(("patches", "tissue"))}
     bound, spec = encoder.bind("segment", inputs, slots, model, out)
     path = bound["images"]
@@ -66,6 +66,7 @@ def apply(
     decoder = regions.load(trained, network)
     if geojson:
         disk.make_folder(geojson)
+        regions.check_export(data, geojson, overwrite=overwrite)
     with progress.track("segment", quiet=quiet) as report:
         record, failed = regions.find(
             data, network, decoder, out, overwrite=overwrite, progress=report

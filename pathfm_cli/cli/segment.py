@@ -121,14 +121,21 @@ def segment(
         training=segmentation.training(decoder, epochs=epochs, batch_size=batch_size, lr=lr),
     )
     segmentation.check_free(out, overwrite=overwrite)
-    items, listed = wanted.items(images, task, data, partial)
+    items, listed, notes = wanted.items(images, task, data, partial)
+    for note in notes:
+        output.note(f"pathfm segment: {note}")
     names = wanted.classes(classes) or (listed if config.labels == "classes" else ())
     config = dataclasses.replace(config, classes=names)
     segmentation.split(items)
     _, spec = encoder.bind("segment", [], {}, model)
     if dry_run:
         return sink.plan(segmentation.plan(items, spec, out, config))
-    network = encoder.load(spec, image_size_px=config.size_px, **how)
+    try:
+        network = encoder.load(spec, image_size_px=config.size_px, **how)
+    except errors.UsageError as error:
+        # Here the side of the input is that of the crops.
+        hint = error.hint.replace("--image-size", "--size")
+        raise errors.UsageError(str(error), hint) from error
     from pathfm_cli.tasks import segment as library
 
     with progress.track("segment", quiet=quiet) as report:

@@ -27,7 +27,11 @@ SCHEMA = {
 
 
 def cells(
-    slides: pl.DataFrame, config: draw.SampleConfig, stride_px: int | None = None
+    slides: pl.DataFrame,
+    config: draw.SampleConfig,
+    stride_px: int | None = None,
+    *,
+    to_edge: bool = False,
 ) -> pl.DataFrame:
     """All cells with enough tissue: cell (i, j) starts at i, j times the stride from (0, 0).
 
@@ -37,6 +41,8 @@ def cells(
         slides: rows of a `tissue` table without `error`.
         config: mpp, size and least tissue.
         stride_px: distance of neighbours in pixels at their mpp; None means the size.
+        to_edge: also a last row and column, moved inside so that less than a pixel stays
+            uncovered at the right and lower edge of the slide.
 
     Returns:
         The columns of a `patches` table, by slide, mpp, y and x.
@@ -51,7 +57,9 @@ def cells(
         share = overlap.Overlap(tissue)
         for column, mpp in enumerate(config.mpp):
             if not reasons[row, column]:
-                frames.append(_on_slide(slide, tissue.bounds, share, mpp, config, stride_px))
+                frames.append(
+                    _on_slide(slide, tissue.bounds, share, mpp, config, stride_px, to_edge)
+                )
     return pl.concat(frames)
 
 
@@ -72,12 +80,19 @@ def _on_slide(
     mpp: float,
     config: draw.SampleConfig,
     stride_px: int,
+    to_edge: bool,
 ) -> pl.DataFrame:
     extent = draw.extent_px0(config.size_px, mpp, slide["mpp"])
     step = draw.extent_px0(stride_px, mpp, slide["mpp"])
     left, top, right, bottom = bounds
-    x_px0 = _starts(left, right, slide["width_px0"], extent, step)
-    y_px0 = _starts(top, bottom, slide["height_px0"], extent, step)
+    width, height = slide["width_px0"], slide["height_px0"]
+    x_px0 = _starts(left, right, width, extent, step)
+    y_px0 = _starts(top, bottom, height, extent, step)
+    if to_edge:
+        scale = extent / config.size_px
+        x_last, y_last = (pixels(side, scale) - config.size_px for side in (width, height))
+        x_px0 = _with_last(x_px0, right, x_last, stride_px, scale)
+        y_px0 = _with_last(y_px0, bottom, y_last, stride_px, scale)
     rows = max(1, MAX_CELLS // max(1, len(x_px0)))
     found = [
         _enough(share, x_px0, y_px0[begin : begin + rows], extent, config.min_tissue)
@@ -104,6 +119,45 @@ def _starts(
     room = size_px0 - extent + draw.OVERHANG_PX0
     last = min(int(np.floor(room / step)), int(np.ceil(high / step)) - 1)
     return np.arange(first, last + 1).astype(np.float64) * step
+
+
+def pixels(length_px0: float, scale: float) -> int:
+    """Whole pixels, each `scale` level-0 pixels wide, that fit in a side of a slide."""
+    return math.floor((length_px0 + draw.OVERHANG_PX0) / scale)
+
+
+def middle(start_px: int, last_px: int, size_px: int, stride_px: int) -> tuple[int, int]:
+    """Part of a cell, along one axis, that is nearer to its middle than to its neighbours'.
+
+    Those of all cells of a grid `to_edge` tile the slide.
+
+    >>> [middle(start, 30, 10, 8) for start in (0, 8, 24, 30)]
+    [(0, 9), (1, 9), (1, 9), (3, 10)]
+
+    Args:
+        start_px: where the cell begins, in pixels.
+        last_px: where the last cell that fits begins.
+        size_px: side of a cell.
+        stride_px: distance of neighbours, at most the size.
+
+    Returns:
+        First pixel, and the one behind the last, counted from the start of the cell.
+    """
+    margin = (size_px - stride_px) // 2
+    # The last cell may lie nearer to the one before it than others do.
+    behind = start_px - (start_px - 1) // stride_px * stride_px
+    first = margin + stride_px - behind if start_px else 0
+    return first, size_px if start_px == last_px else stride_px + margin
+
+
+def _with_last(
+    regular_px0: npt.NDArray[np.float64], high: float, last_px: int, stride_px: int, scale: float
+) -> npt.NDArray[np.float64]:
+    """The last line that fits, too, if tissue up to `high` goes on beyond the regular ones."""
+    beyond = high > (last_px // stride_px + 1) * stride_px * scale
+    if last_px <= 0 or last_px % stride_px == 0 or not beyond:
+        return regular_px0
+    return np.append(regular_px0, last_px * scale)
 
 
 def _enough(

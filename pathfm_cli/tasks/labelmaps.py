@@ -58,12 +58,23 @@ def read(path: Path, meaning: str, size: Size) -> npt.NDArray[np.uint8]:
         return boundaries(numbers)
     if meaning == "objects":
         return (numbers > 0).astype(np.uint8)
-    if numbers.max(initial=0) >= MAX_CLASSES or numbers.min(initial=0) < 0:
+    check_classes(path, numbers)
+    return numbers.astype(np.uint8)
+
+
+def check_classes(path: Path, numbers: Map) -> None:
+    """See that the numbers of a label map are classes.
+
+    Raises:
+        errors.UsageError: one is below 0 or too large.
+    """
+    least, most = numbers.min(initial=0), numbers.max(initial=0)
+    if least < 0 or most >= MAX_CLASSES:
         raise errors.UsageError(
-            f"{path} holds the label {numbers.max()}; classes are 0 to {MAX_CLASSES - 1}.",
+            f"{path} holds the label {least if least < 0 else most}; "
+            f"classes are 0 to {MAX_CLASSES - 1}.",
             "--instances if these are numbers of objects",
         )
-    return numbers.astype(np.uint8)
 
 
 def raw(path: Path, meaning: str, size: Size) -> Map:

@@ -28,6 +28,8 @@ IGNORE = 255
 """Class of pixels outside an image; they train nothing and are not scored."""
 COLUMNS = ("image", "label", "split")
 SPLITS = ("train", "test")
+MAX_NAME_BYTES = 200
+"""Length of a label map's file name; what writes it adds more, and 255 is the limit of most."""
 CLASS_LIST = "classes.txt"
 """In a folder of images: the names of the classes, one a line, background first."""
 
@@ -76,10 +78,8 @@ def read_table(path: str | Path) -> list[Item]:
     rows = table.select(pl.col(name).cast(pl.String) for name in dict.fromkeys((named, *COLUMNS)))
     if rows.is_empty():
         raise errors.InputError(f"{path} lists no images.", "a row an image is expected")
-    if rows.null_count().sum_horizontal()[0]:
-        raise errors.UsageError(
-            f"{path} has empty cells in {', '.join(rows.columns)}.", "fill them"
-        )
+    if empty := [column.name for column in rows if column.null_count()]:
+        raise errors.UsageError(f"{path} has empty cells in {', '.join(empty)}.", "fill them")
     items = [
         Item(row[named], path.parent / row["image"], path.parent / row["label"], row["split"])
         for row in rows.iter_rows(named=True)
@@ -88,16 +88,17 @@ def read_table(path: str | Path) -> list[Item]:
     return items
 
 
-def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...]]:
+def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...], tuple[str, ...]]:
     """List `SPLIT/images/NAME.*` with `SPLIT/labels/NAME.*`, SPLIT being train or test.
 
     Returns:
-        The images, and the names of the classes if `CLASS_LIST` gives them.
+        The images, the names of the classes if `CLASS_LIST` gives them, and the paths of files
+        and folders in it that are left out.
 
     Raises:
         errors.InputError: a folder or a label map is missing, or there are two for an image.
     """
-    items = []
+    items, left = [], [p for p in sorted(folder.iterdir()) if p.name not in (*SPLITS, CLASS_LIST)]
     for split in SPLITS:
         for part in ("images", "labels"):
             if not (folder / split / part).is_dir():
@@ -109,8 +110,11 @@ def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...]]:
         for file in sorted((folder / split / "labels").iterdir()):
             if file.is_dir() or file.suffix.lower() in labelmaps.SUFFIXES:
                 maps.setdefault(file.name if file.is_dir() else file.stem, []).append(file)
+            else:
+                left.append(file)
         for image in sorted((folder / split / "images").iterdir()):
             if image.suffix.lower() not in images.SUFFIXES:
+                left.append(image)
                 continue
             found = maps.get(image.stem, [])
             if len(found) != 1:
@@ -119,11 +123,15 @@ def read_folder(folder: Path) -> tuple[list[Item], tuple[str, ...]]:
                     f"one of {image.stem}{{{','.join(labelmaps.SUFFIXES)}}}",
                 )
             items.append(Item(f"{split}/{image.name}", image, found[0], split))
+        used = {item.label for item in items}
+        left += [file for files in maps.values() for file in files if file not in used]
     if not items:
         raise errors.InputError(f"{folder} holds no images.", "SPLIT/images/NAME.png")
     _check_names(items, folder)
     names = folder / CLASS_LIST
-    return items, read_classes(names) if names.is_file() else ()
+    listed = read_classes(names) if names.is_file() else ()
+    visible = [path for path in left if not path.name.startswith(".")]
+    return items, listed, tuple(path.relative_to(folder).as_posix() for path in visible)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -182,11 +190,14 @@ def read(item: Item, meaning: str) -> Labelled:
 
 
 def largest(item: Item) -> int:
-    """Largest class in a label map of classes; 0 if it cannot be read, which `read` will say."""
-    try:
-        return int(labelmaps.raw(item.label, "classes", (0, 0)).max(initial=0))
-    except errors.SlideError:
-        return 0
+    """Largest class in a label map of classes.
+
+    Raises:
+        errors.SlideError, errors.UsageError: as `read`.
+    """
+    numbers = labelmaps.raw(item.label, "classes", (0, 0))
+    labelmaps.check_classes(item.label, numbers)
+    return int(numbers.max(initial=0))
 
 
 def random_crops(
@@ -258,6 +269,12 @@ def _check_names(items: Sequence[Item], where: Path) -> None:
         raise errors.UsageError(
             f"{where} has two images of one name.", "add a column `id` with a name for each row"
         )
+    for item in items:
+        if len(item.file_name.encode()) > MAX_NAME_BYTES:
+            raise errors.UsageError(
+                f"{where} has a name that is too long for a file: {item.id[:40]}...",
+                f"a column `id` with names of at most {MAX_NAME_BYTES - len('.png')} bytes",
+            )
 
 
 def _version(path: Path) -> tuple[Any, ...]:

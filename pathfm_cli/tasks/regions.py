@@ -1,8 +1,9 @@
 """A trained decoder applied to slides: polygons of its classes in level-0 pixels.
 
 Patches on a grid with a stride below their size overlap; of each only the middle, a square of the
-stride, is believed, so that the middles tile the tissue. Polygons that touch across patches are
-joined. Legend: B = batch, S = side of a patch in pixels, C = classes.
+stride, is believed, at the edge of the slide up to it, so that the middles tile the tissue.
+Polygons that touch across patches are joined.
+Legend: B = batch, S = side of a patch in pixels, C = classes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import cohort, geojson, polygons
+from pathfm_cli.data import cohort, geojson, grid, polygons
 from pathfm_cli.model import weights
 from pathfm_cli.tasks import decoder as decoders
 from pathfm_cli.tasks import overlays, segmentation, source, tokens
@@ -64,10 +65,11 @@ class Trained:
 
 
 def load(folder: Path, encoder: weights.Encoder) -> Trained:
-    """The first decoder that `pathfm segment` kept in its result folder.
+    """The first decoder in a result folder of `pathfm segment` that was kept and converged.
 
     Raises:
-        errors.InputError: the folder is no result of `segment`, or is damaged.
+        errors.InputError: the folder is no result of `segment`, is damaged, or no kept run
+            converged.
         errors.UsageError: it was trained on another encoder.
     """
     header = artifacts.read_header(folder / "scores.parquet", "scores")
@@ -82,9 +84,18 @@ def load(folder: Path, encoder: weights.Encoder) -> Trained:
         )
     try:
         document = json.loads((folder / "scores.json").read_text())
-        classes, first = tuple(map(str, document["classes"])), f"run{int(document['kept'][0])}."
+        classes = tuple(map(str, document["classes"]))
+        converged = {int(one["run"]) for one in document["attempts"] if one["converged"]}
+        usable = [int(run) for run in document["kept"] if int(run) in converged]
+        if not usable:
+            raise errors.InputError(
+                f"No decoder of {folder} converged.", "segment again: more --epochs, another --lr"
+            )
+        first = f"run{usable[0]}."
         tensors = safetensors_torch.load_file(folder / segmentation.FILES["decoder"])
         state = {k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)}
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError("not finite")
         name, size_px = str(header.settings["decoder"]), int(header.settings["size_px"])
         features = str(header.settings["features"])
         module = decoders.build(name, encoder_width(encoder, size_px), len(classes), seed=0)
@@ -147,7 +158,7 @@ def find(
         return old, _failures(out)
     slides = cohort.slide_rows(data.table)
     mpp0 = dict(slides.select("slide", "mpp").iter_rows())
-    found, failed = _collect(data, encoder, trained, mpp0, progress)
+    found, failed = _collect(data, encoder, trained, slides, progress)
     rows: list[tuple[Any, ...]] = [
         (slide, name, shapely.to_wkb(part), part.area * mpp0[slide] ** 2, None)
         for slide, of_class in found.items()
@@ -157,6 +168,15 @@ def find(
     rows += [(slide, None, None, None, reason) for slide, reason in failed]
     frame = pl.DataFrame(rows, SCHEMA, orient="row")
     return artifacts.write_table(out, frame, header), _failures(out)
+
+
+def check_export(data: source.Source, folder: Path, *, overwrite: bool = False) -> None:
+    """See, before any slide is read, that `export` may write its files.
+
+    Raises:
+        errors.OutputClash: a file was edited, or is another's.
+    """
+    geojson.check(folder, data.rows["slide"].unique(maintain_order=True), overwrite=overwrite)
 
 
 def export(regions: Path, folder: Path, *, overwrite: bool = False) -> int:
@@ -200,14 +220,15 @@ def _collect(
     data: source.Source,
     encoder: weights.Encoder,
     trained: Trained,
-    mpp0: Mapping[str, float],
+    slides: pl.DataFrame,
     progress: Report,
 ) -> tuple[dict[str, list[list[shapely.Geometry]]], list[tuple[str, str]]]:
     """Polygons by slide and class, not joined yet, and (slide, reason) of lost patches."""
     found: dict[str, list[list[shapely.Geometry]]] = {}
     failed: list[tuple[str, str]] = []
-    margin = _margin(data, trained.size_px)
-    middle = np.s_[margin : trained.size_px - margin, margin : trained.size_px - margin]
+    mpp0 = dict(slides.select("slide", "mpp").iter_rows())
+    columns = ("slide", "width_px0", "height_px0")
+    sides = {slide: both for slide, *both in slides.select(columns).iter_rows()}
     for row, classes_SS in _maps(data, encoder, trained, progress):
         slide = data.rows["slide"][row]
         if isinstance(classes_SS, str):
@@ -216,10 +237,15 @@ def _collect(
         kept = found.setdefault(slide, [[] for _ in trained.classes])
         scale = data.rows["mpp"][row] / mpp0[slide]
         corner = np.array([data.rows["x_px0"][row], data.rows["y_px0"][row]])
-        believed = classes_SS[middle]
+        columns_px, rows_px = (
+            _middle(data, trained.size_px, float(start), side, scale)
+            for start, side in zip(corner, sides[slide], strict=True)
+        )
+        believed = classes_SS[slice(*rows_px), slice(*columns_px)]
+        offset = np.array([columns_px[0], rows_px[0]]) * scale
         for number in np.unique(believed[believed > 0]):
             traced = polygons.trace(believed == number)
-            kept[number] += list(_placed(traced, corner + margin * scale, scale))
+            kept[number] += list(_placed(traced, corner + offset, scale))
     return found, failed
 
 
@@ -259,10 +285,15 @@ def _predict(
         yield image if isinstance(image, str) else next(maps)
 
 
-def _margin(data: source.Source, size_px: int) -> int:
-    """Pixels at each edge of a patch that its neighbours know better."""
-    grid = data.settings.get("grid")
-    return max(0, size_px - grid["stride_px"]) // 2 if grid else 0
+def _middle(
+    data: source.Source, size_px: int, start_px0: float, side_px0: float, scale: float
+) -> tuple[int, int]:
+    """First pixel of a patch, and the one behind the last, that its neighbours know no better."""
+    found = data.settings.get("grid")
+    if not found:
+        return 0, size_px
+    last_px = grid.pixels(side_px0, scale) - size_px
+    return grid.middle(round(start_px0 / scale), last_px, size_px, found["stride_px"])
 
 
 def _placed(

@@ -77,6 +77,18 @@ def grid(
     return source.Grid(draw.SampleConfig(mpp=sample.parse_mpp(mpp), **chosen), stride_px)
 
 
+def whole_grid(mpp: str, size_px: int, stride_px: int) -> source.Grid:
+    """A grid that leaves no tissue out; arguments as `grid`.
+
+    Raises:
+        errors.UsageError: `mpp` is none.
+    """
+    config = draw.SampleConfig(
+        mpp=sample.parse_mpp(mpp), size_px=size_px, min_tissue=10.0**-draw.SHARE_DIGITS
+    )
+    return source.Grid(config, stride_px, to_edge=True)
+
+
 def open_places(
     path: str | os.PathLike[str], columns: source.Columns, grid: source.Grid | None
 ) -> source.Source:

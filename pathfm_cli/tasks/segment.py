@@ -6,11 +6,8 @@ one integer confusion table over all test pixels, and its name says which Dice i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +30,7 @@ from pathfm_cli.tasks import (
     overlays,
     scores,
     segmentation,
+    staging,
     tokens,
 )
 
@@ -72,14 +70,18 @@ def segment(
         errors.InputError: no image of train or of test can be used, or there is no foreground.
         errors.UsageError: labels are no classes, or the encoder has no patch tokens.
         errors.OutputClash: `out` holds something else.
+        errors.Unwritable: no folder can be made there; nothing was trained.
         errors.PathfmError: runs were to converge and none did.
     """
     parents = (f"images:{masks.digest(items)}", f"encoder:{encoder.id}")
     header = artifacts.Header(kind="scores", parents=parents, settings=settings(encoder, config))
     table = out / "scores.parquet"
-    if old := artifacts.finished(table, header, overwrite=overwrite):
+    old = artifacts.finished(table, header, overwrite=overwrite)
+    # What someone removed is made again.
+    if old and all((out / name).exists() for name in segmentation.NAMES):
         return scores.Result(old, ("up to date",), dice.lines(old["metrics"])), _failures(table)
     splits = segmentation.split(items)
+    staging.check(out, header.id)
     classes = _classes(splits, config)
     advance = _counter(config, len(splits["test"]), progress)
     rows: list[dice.Row] = []
@@ -91,7 +93,7 @@ def segment(
     clock.done("train", len(crops) * sum(len(one.losses) for one in found))
     kept = _kept(found, config)
     numbers: dict[str, float] = {"n_train": len(splits["train"]) - len(rows)}
-    with _staged(out, header.id) as stage:
+    with staging.staged(out, header.id) as stage:
         judge = functools.partial(_score, encoder, found, kept[0], config, len(classes), stage)
         tables = _test(splits["test"], judge, rows, advance)
         clock.done("window", sum(map(len, tables.windows.values())))
@@ -269,10 +271,7 @@ def _classes(
     """Names of the classes: the given ones, or the numbers up to the largest in a map of train."""
     if config.labels != "classes":
         return labelmaps.MEANINGS[config.labels]
-    known, tested = (max(masks.largest(item) for item in splits[s]) for s in ("train", "test"))
-    if not (known and tested):
-        empty = "test" if known else "train"
-        raise errors.InputError(f"The label maps of {empty} hold no foreground.", "0 is background")
+    known, tested = (_largest(splits[name], name) for name in masks.SPLITS)
     if config.classes:
         if max(known, tested) >= len(config.classes):
             raise errors.UsageError(
@@ -287,6 +286,24 @@ def _classes(
             "--instances if these are numbers of objects",
         )
     return ("background", *map(str, range(1, known + 1)))
+
+
+def _largest(items: Sequence[masks.Item], split: str) -> int:
+    """Largest class in the label maps of a split; those that cannot be read are told later."""
+    found, lost = [], ""
+    for item in items:
+        try:
+            found.append(masks.largest(item))
+        except errors.SlideError as error:
+            lost = lost or str(error)
+    if not found:
+        raise errors.InputError(
+            f"No image of {split} can be used: {lost}.", "look at the paths in the table"
+        )
+    if not max(found):
+        which = f"{split} that can be read" if lost else split
+        raise errors.InputError(f"The label maps of {which} hold no foreground.", "0 is background")
+    return max(found)
 
 
 def _usable(
@@ -343,25 +360,3 @@ def _score(
 def _failures(table: Path) -> list[tuple[str, str]]:
     failed = pl.read_parquet(table).filter(pl.col("error").is_not_null())
     return list(failed.select("image", "error").iter_rows())
-
-
-@contextlib.contextmanager
-def _staged(out: Path, name: str) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place on success, whole.
-
-    It is called as the parts of a table are, so that a rerun finds and clears what a kill left.
-    """
-    out = Path(os.path.abspath(out))
-    stage = out.with_name(f"{out.name}.parts-{name}")
-    old = stage.with_name(f"{stage.name}.old")
-    for leftover in (stage, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        if out.exists():
-            os.replace(out, old)
-        os.replace(stage, out)
-    finally:
-        for leftover in (stage, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.tasks import masks
 
 DECODERS = ("linear", "conv", "mask2former")
@@ -19,6 +20,9 @@ FILES = {
     "predictions": "predictions",
     "overlays": "overlays",
 }
+MAX_LR = 100.0
+"""No decoder learns with more, and float32 overflows with much more."""
+MAX_CROPS = 1_000_000
 NAMES = ("scores.parquet", "scores.json", *FILES.values())
 """What a result folder holds; a folder with anything else is never replaced."""
 MAX_ATTEMPTS = 3
@@ -43,8 +47,10 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise errors.UsageError(f"--epochs {self.epochs} trains nothing.", "--epochs 20")
-        if not 0 < self.lr < math.inf:
-            raise errors.UsageError(f"--lr {self.lr} is no learning rate.", "--lr 1e-3")
+        if not 0 < self.lr <= MAX_LR:
+            raise errors.UsageError(
+                f"--lr {self.lr} is no learning rate above 0 and up to {MAX_LR:g}.", "--lr 1e-3"
+            )
 
     def steps(self, crops: int) -> int:
         """Optimiser steps over that many crops."""
@@ -94,16 +100,18 @@ class Config:
     """How a decoder is trained."""
 
     def __post_init__(self) -> None:
-        for name, known, flag in (
-            (self.decoder, DECODERS, "decoder"),
-            (self.features, FEATURES, "features"),
+        for name, known, flag, verb in (
+            (self.decoder, DECODERS, "decoder", "is"),
+            (self.features, FEATURES, "features", "are"),
         ):
             if name not in known:
                 raise errors.UsageError(
-                    f"There is no {flag} {name!r}.", f"--{flag} {' | '.join(known)}"
+                    f"There {verb} no {flag} {name!r}.", f"--{flag} {' | '.join(known)}"
                 )
-        if self.crops < 1:
-            raise errors.UsageError(f"--crops {self.crops} trains nothing.", "--crops 512")
+        if not 1 <= self.crops <= MAX_CROPS:
+            raise errors.UsageError(
+                f"--crops {self.crops} is not from 1 to {MAX_CROPS:,}.", "--crops 512"
+            )
         if not 0 < self.stride_px <= self.size_px:
             raise errors.UsageError(
                 f"Windows of {self.size_px} px at a distance of {self.stride_px} px leave gaps.",
@@ -122,9 +130,16 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything but a result of ours, before any input is read.
 
     Raises:
-        errors.OutputClash: it does, or `out` is a file.
+        errors.OutputClash: it does, or `out` is a file or a link that leads nowhere.
+        errors.UsageError: `out` is -.
+        errors.Unwritable: no folder can be made there.
     """
+    if str(out) == "-":
+        raise errors.UsageError("The result is a folder, stdout is none.", "-o FOLDER")
+    disk.check_place(os.path.realpath(out))
     if not out.exists():
+        if out.is_symlink():
+            raise errors.OutputClash(f"{out} is a link that leads nowhere.", "-o NEW_FOLDER")
         return
     if not out.is_dir():
         raise errors.OutputClash(f"{out} is a file.", "-o FOLDER")
@@ -140,7 +155,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def split(items: Sequence[masks.Item]) -> dict[str, list[masks.Item]]:
-    """Images by split.
+    """Images by split, also by those that are neither train nor test.
 
     Raises:
         errors.InputError: none in train or none in test.
@@ -154,6 +169,13 @@ def split(items: Sequence[masks.Item]) -> dict[str, list[masks.Item]]:
             "name them in the column split",
         )
     return found
+
+
+def left_out(items: Sequence[masks.Item]) -> tuple[str, ...]:
+    """A sentence about images that are neither train nor test, if there are any."""
+    splits = [item.split for item in items if item.split not in masks.SPLITS]
+    named = ", ".join(sorted(set(splits))[:3])
+    return (f"{len(splits)} images are left out: their split is {named}",) if splits else ()
 
 
 def plan(items: Sequence[masks.Item], spec: str, out: Path, config: Config) -> dict[str, Any]:

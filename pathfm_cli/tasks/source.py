@@ -58,6 +58,8 @@ class Grid:
 
     config: draw.SampleConfig
     stride_px: int | None = None
+    to_edge: bool = False
+    """As for `grid.cells`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,12 +128,13 @@ def tissue(path: str | Path, grid: Grid, columns: Columns = SAME) -> Source:
     table, config = opened.table, grid.config
     usable = table.frame.filter(pl.col("error").is_null())
     draw.check_feasible(usable, config)
-    frame = grids.cells(usable, config, grid.stride_px)
+    frame = grids.cells(usable, config, grid.stride_px, to_edge=grid.to_edge)
     settings = {
         "grid": {
             "mpp": list(config.mpp),
             "min_tissue": config.min_tissue,
             "stride_px": grid.stride_px or config.size_px,
+            **({"to_edge": True} if grid.to_edge else {}),
         }
     }
     carried = table.frame.height - usable.height

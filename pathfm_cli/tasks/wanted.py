@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pathfm_cli import errors
-from pathfm_cli.tasks import masks
+from pathfm_cli.tasks import masks, segmentation
 from pathfm_cli.tasks.datasets import catalogue, consep
 
 
@@ -42,8 +42,8 @@ def classes(named: str | None) -> tuple[str, ...]:
 
 def items(
     images: Path | None, task: str | None, data: Path | None, partial: bool
-) -> tuple[list[masks.Item], tuple[str, ...]]:
-    """Images and label maps of a table, a folder or a data set, and the classes it names.
+) -> tuple[list[masks.Item], tuple[str, ...], tuple[str, ...]]:
+    """Images and label maps of a table, a folder or a data set, the classes it names, and notes.
 
     Args:
         images: table or folder.
@@ -56,11 +56,22 @@ def items(
         errors.InputError: it cannot be read.
     """
     if images and not (task or data or partial):
-        return masks.read_folder(images) if images.is_dir() else (masks.read_table(images), ())
+        return _read(images)
     if task is None or images is not None:
         raise errors.UsageError("segment needs --images or --task, one of them.", "--task consep")
     dataset = catalogue.find(task)
     if not isinstance(dataset, consep.Consep):
         raise errors.UsageError(f"{task} has no label maps.", "--task consep, or probe --task")
-    found = dataset.items(catalogue.locate(task, data), partial=partial)
-    return found, dataset.facts.classes
+    found, notes = dataset.items(catalogue.locate(task, data), partial=partial)
+    return found, dataset.facts.classes, notes
+
+
+def _read(images: Path) -> tuple[list[masks.Item], tuple[str, ...], tuple[str, ...]]:
+    """As `items`, of a table or a folder; the notes say what is left out."""
+    if not images.is_dir():
+        found = masks.read_table(images)
+        return found, (), segmentation.left_out(found)
+    found, names, left = masks.read_folder(images)
+    more = ", ..." if len(left) > 3 else ""
+    said = f"{len(left)} entries of {images} are left out: {', '.join(left[:3])}{more}"
+    return found, names, (said,) if left else ()

@@ -33,6 +33,8 @@ def folder(tmp_path_factory):
     frame.write_csv(folder / "index.csv")
     frame.drop("label").write_csv(folder / "unlabelled.csv")
     frame.with_columns(split=pl.lit("train")).write_csv(folder / "untested.csv")
+    others = frame.with_columns(id=pl.lit("v") + pl.col("id"), split=pl.lit("val"))
+    pl.concat([frame, others]).write_csv(folder / "others.csv")
     broken = pl.concat([frame, frame[:1].with_columns(id=pl.lit("d"), image=pl.lit("no.png"))])
     broken.write_csv(folder / "broken.csv")
     (folder / "taken").mkdir()
@@ -74,6 +76,22 @@ def test_dry_run(folder):
     assert not (folder / "new").exists()
 
 
+def test_what_is_left_out_is_told(folder):
+    done = pathfm("segment", "--images", "others.csv", *SHORT, "-o", "new", "-n", cwd=folder)
+    assert done.returncode == 0
+    assert done.stderr == "pathfm segment: 3 images are left out: their split is val\n"
+    (folder / "odd").mkdir()
+    for split in ("train", "test", "val"):
+        for part in ("images", "labels"):
+            (folder / "odd" / split / part).mkdir(parents=True)
+            shutil.copy(folder / "0.png", folder / "odd" / split / part / "a.png")
+    (folder / "odd" / "test" / "images" / "a.gif").write_text("")
+    done = pathfm("segment", "--images", "odd", *SHORT, "-o", "new", "-n", cwd=folder)
+    assert done.stderr == (
+        "pathfm segment: 2 entries of odd are left out: val, test/images/a.gif\n"
+    )
+
+
 def test_runs_of_mask2former_are_listed(folder):
     pytest.importorskip("transformers", reason="pathfm[segment] is not installed")
     flags = ("--decoder", "mask2former", "--runs", "2", "--size", "112", "--stride", "112")
@@ -111,6 +129,9 @@ def test_a_folder_with_named_classes(folder):
         (("--images", "index.csv", *MODEL, "--runs", "0"), 2, "--runs 0"),
         (("--images", "index.csv", *MODEL, "--size", "112"), 2, "194 px leave gaps"),
         (("--images", "index.csv", *MODEL, "--lr", "0"), 2, "--lr 0"),
+        (("--images", "index.csv", *MODEL, "--lr", "1e38"), 2, "--lr 1e+38"),
+        (("--images", "index.csv", *MODEL, "-o", "wrong/../index.csv/x"), 2, "cannot be written"),
+        (("--images", "index.csv", *MODEL, "-o", "-"), 2, "stdout is none"),
         (("--images", "index.csv", *MODEL, "--instances", "--boundaries"), 2, "exclude each other"),
         (("--images", "index.csv", *MODEL, "--classes", "one"), 2, "no list of 2 to 64 classes"),
         (("--images", "taken", *MODEL), 3, "has no folder train/images"),
@@ -135,3 +156,10 @@ def test_wrong_input(folder, arguments, code, message):
     assert lines[0].startswith("pathfm: ") and message in lines[0]
     assert lines[1].startswith("hint: ") and len(lines) == 2
     assert not list(folder.glob("wrong*"))
+
+
+def test_a_side_that_the_encoder_does_not_take_has_a_hint_that_works(folder):
+    flags = ("--size", "100", "--stride", "100", "-o", "wrong")
+    done = pathfm("segment", "--images", "index.csv", *SHORT, *flags, cwd=folder)
+    assert done.returncode == 2 and "cannot take images of 100 px" in done.stderr
+    assert done.stderr.endswith("hint: --size 96\n")

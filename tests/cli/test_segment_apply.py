@@ -56,6 +56,18 @@ def test_polygons_and_files_for_qupath(folder: Path) -> None:
     assert again.returncode == 0 and again.stdout == record["path"] + "\n"
 
 
+def test_a_file_of_another_is_seen_before_slides_are(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "CMU-1-Small-Region.geojson").write_text("{}")
+    done = pathfm(
+        *("segment", "tissue.parquet", "--apply", "trained", *MODEL, "--mpp", "4"),
+        *("-o", "unseen.parquet", "--geojson", "mine"),
+        cwd=folder,
+    )
+    assert done.returncode == 2 and "CMU-1-Small-Region.geojson was edited" in done.stderr
+    assert not (folder / "unseen.parquet").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

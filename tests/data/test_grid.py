@@ -45,6 +45,27 @@ def test_a_cell_that_ends_at_the_edge_survives_rounding(make_tissue: MakeTissue)
     assert len(grid.cells(make_tissue(("a", shape, 0.1, 300)).frame, settings)) == 100
 
 
+def test_a_grid_to_the_edge_covers_all_tissue(make_tissue: MakeTissue) -> None:
+    """29 px with cells of 10: the last begins at 19; tissue that ends at 20 does not need it."""
+    table = make_tissue(("a", shapely.multipolygons([shapely.box(0, 0, 20.5, 20)]), 0.5, 29))
+    found = grid.cells(table.frame, dataclasses.replace(HALF, min_tissue=1e-9), to_edge=True)
+    assert {(x, y) for x, y, _ in places(found)} == {
+        *((0.0, 0.0), (10.0, 0.0), (19.0, 0.0)),
+        *((0.0, 10.0), (10.0, 10.0), (19.0, 10.0)),
+    }
+
+
+def test_middles_tile_the_slide() -> None:
+    """Cells of 10 at 8 on 40 px: the last begins at 30, 6 behind the one before it."""
+    starts = [0, 8, 16, 24, 30]
+    parts = [grid.middle(start, 30, 10, 8) for start in starts]
+    assert parts == [(0, 9), (1, 9), (1, 9), (1, 9), (3, 10)]
+    covered = [x + s for s, (a, b) in zip(starts, parts, strict=True) for x in range(a, b)]
+    assert covered == list(range(40))
+    assert [grid.middle(s, 8, 10, 8) for s in (0, 8)] == [(0, 9), (1, 10)]
+    assert grid.middle(0, 0, 10, 8) == (0, 10)
+
+
 def test_stride_and_several_mpp(make_tissue: MakeTissue) -> None:
     shape = shapely.multipolygons([shapely.box(0, 0, 40, 40)])
     table = make_tissue(("a", shape, 0.5, 40), ("b", shape, 1.0, 40))

@@ -128,11 +128,16 @@ def test_mhist_reads_its_table(tmp_path: Path) -> None:
 def test_consep_pairs_images_with_label_maps(tmp_path: Path) -> None:
     consep_tree(tmp_path, {"Train": 27, "Test": 14})
     dataset = catalogue.find("consep")
-    items = dataset.items(tmp_path)  # type: ignore[attr-defined]
+    items, notes = dataset.items(tmp_path)  # type: ignore[attr-defined]
+    assert notes == ()
     assert [sum(item.split == split for item in items) for split in ("train", "test")] == [27, 14]
     assert items[0].label == tmp_path / "Train" / "Labels" / f"{items[0].id}.mat"
     # Types 3, 4 are epithelial and 5, 6, 7 spindle-shaped (paper IV-A).
     assert typemap.read(items[0].label).tolist() == [[0, 1, 2, 3], [3, 4, 4, 4]]
+    items[-1].image.unlink()
+    few, notes = dataset.items(tmp_path, partial=True)  # type: ignore[attr-defined]
+    assert len(few) == 40
+    assert notes == ("consep is not complete: test has 13 images, not 14; scores do not compare",)
     items[0].label.unlink()
     with pytest.raises(errors.InputError, match="has no label map train_1.mat"):
         dataset.items(tmp_path)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pathfm_cli import errors
+from pathfm_cli import errors, tasks
 from pathfm_cli.tasks import decoder, masks, segmentation, tokens
 
 
@@ -84,6 +84,31 @@ def test_long_gradients_are_clipped():
     assert clipped.classify.weight[1, 0] < 0.02
 
 
+def test_the_learning_rate_follows_half_a_cosine_and_the_rest_reaches_the_optimiser(monkeypatch):
+    rates, given, norms = [], [], []
+    adamw, clip = torch.optim.AdamW, torch.nn.utils.clip_grad_norm_
+
+    class Spy(adamw):
+        def __init__(self, parameters, **settings):
+            given.append(settings)
+            super().__init__(parameters, **settings)
+
+        def step(self, *arguments):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm)
+    )
+    grid, labels = torch.ones((4, 1, 1, 1)), torch.ones((4, 1, 1), dtype=torch.uint8)
+    training = segmentation.training("mask2former", epochs=2, batch_size=2, lr=0.2)
+    fitted("linear", grid, labels, training)
+    # 4 steps: .2 x (1 + cos(pi k / 4)) / 2; step 4, which is not taken, would have 0.
+    assert rates == [pytest.approx(x, abs=1e-6) for x in (0.2, 0.1707107, 0.1, 0.0292893)]
+    assert [one["weight_decay"] for one in given] == [0.05] and norms == [0.01] * 4
+
+
 def test_training_ends_where_the_loss_is_not_finite():
     grid = torch.full((4, 2, 2, 3), float("nan"))
     seen = []
@@ -108,6 +133,8 @@ def test_steps_and_progress():
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.models.mask2former", None)
     monkeypatch.delitem(sys.modules, "pathfm_cli.tasks.mask2former", raising=False)
+    # An earlier import leaves it as an attribute of the package, which `from ... import` takes.
+    monkeypatch.delattr(tasks, "mask2former", raising=False)
     with pytest.raises(errors.MissingExtra, match="needs the package transformers") as caught:
         decoder.build("mask2former", 6, 2, seed=0)
     assert caught.value.hint == "pip install 'pathfm[segment]'"

@@ -88,6 +88,25 @@ def test_runs_have_their_own_rows_and_only_the_kept_ones_a_mean():
     assert found["dice_micro_foreground_std"] == pytest.approx(abs(60 / 85 - 12 / 16) / 2**0.5)
 
 
+def test_intervals_and_images_are_of_the_kept_runs_alone():
+    rng = np.random.default_rng(0)
+    first, last = rng.integers(1, 60, (2, 5, 3, 3))
+    junk = np.broadcast_to([[9, 0, 0], [9, 0, 0], [9, 0, 0]], (5, 3, 3))
+
+    def rows(runs, kept):
+        stitched = {str(i): np.stack([run[i] for run in runs]) for i in range(5)}
+        found = dice.rows(
+            dice.Tables(stitched, {k: v[None] for k, v in stitched.items()}), NAMES, kept, 0
+        )
+        return [row for row in found if row[2] is None and row[0] != "foreground_share"]
+
+    kept = rows([first, junk, last], [0, 2])
+    assert kept == rows([first, last], [0, 1]) != rows([first, junk, last], [0, 1, 2])
+    of_image = [row[3] for row in kept if row[4] == "3"]
+    expected = [metrics.dice_micro_foreground(run[3]) for run in (first, last)]
+    assert of_image == [pytest.approx(np.mean(expected))]
+
+
 def test_intervals_are_those_of_a_bootstrap_over_images():
     rng = np.random.default_rng(0)
     images = {str(i): rng.integers(1, 60, (3, 3)) for i in range(12)}

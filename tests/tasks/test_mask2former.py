@@ -83,6 +83,15 @@ def test_shares_are_class_times_mask_summed_over_the_queries(monkeypatch):
     torch.testing.assert_close(shares.sum(1), torch.ones((1, 4, 4)))
 
 
+def test_shares_of_all_classes_sum_to_one():
+    module = decoder.build("mask2former", 6, 3, seed=0)
+    grid, _ = squares(2)
+    with torch.inference_mode():
+        shares = module.shares(grid, 32)
+    assert shares.min() >= 0
+    torch.testing.assert_close(shares.sum(1), torch.ones((2, 32, 32)))
+
+
 def test_the_loss_is_the_weighted_sum_over_all_layers():
     module = decoder.build("mask2former", 6, 3, seed=0)
     grid, labels = squares(2)

@@ -173,7 +173,12 @@ def test_a_folder_of_images_and_labels_with_its_classes(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "train" / "labels" / "b.png")
     (tmp_path / "train" / "images" / "notes.txt").write_text("no image")
     (tmp_path / "classes.txt").write_text("background\n\n gland \n")
-    items, classes = masks.read_folder(tmp_path)
+    (tmp_path / "valid" / "images").mkdir(parents=True)
+    (tmp_path / ".hidden").write_text("")
+    for name in ("b.gif", "c.png"):
+        (tmp_path / "train" / "labels" / name).write_text("")
+    items, classes, left = masks.read_folder(tmp_path)
+    assert left == ("valid", "train/labels/b.gif", "train/images/notes.txt", "train/labels/c.png")
     assert [(one.id, one.label.name, one.split) for one in items] == [
         ("train/a.png", "a.npy", "train"),
         ("train/b.tif", "b.png", "train"),
@@ -203,3 +208,22 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 def test_names_that_are_no_classes(names):
     with pytest.raises(errors.UsageError):
         masks.check_classes(names)
+
+
+def test_numbers_below_zero_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[3, -1], [0, 2]], dtype=np.int16))
+    one = masks.Item("a", tmp_path / "a.png", tmp_path / "a.npy", "train")
+    with pytest.raises(errors.UsageError, match="a.npy holds the label -1; classes are 0 to 63"):
+        masks.largest(one)
+
+
+def test_names_too_long_for_a_file_and_empty_cells(tmp_path):
+    table = tmp_path / "index.csv"
+    table.write_text(f"id,image,label,split\n{'x' * 196},a.png,b.png,train\n")
+    assert len(masks.read_table(table)[0].file_name) == 200
+    table.write_text(f"id,image,label,split\n{'x' * 197},a.png,b.png,train\n")
+    with pytest.raises(errors.UsageError, match="too long for a file: xxx"):
+        masks.read_table(table)
+    table.write_text("id,image,label,split\na,a.png,b.png,train\nb,,b.png,test\n")
+    with pytest.raises(errors.UsageError, match="has empty cells in image[.]$"):
+        masks.read_table(table)

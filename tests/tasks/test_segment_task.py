@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -195,6 +196,14 @@ def test_rerun_clash_and_overwrite(tmp_path, encoder):
     other = segmentation.Config(crops=8, size_px=64, stride_px=48)
     with pytest.raises(errors.OutputClash, match=r"crops=24 \(now 8\)"):
         segment.segment(items, encoder, out, other)
+    named = dataclasses.replace(CONFIG, crops=8)
+    with pytest.raises(errors.OutputClash) as caught:
+        segment.segment(items, encoder, out, named)
+    assert "classes" not in str(caught.value)
+    shutil.rmtree(out / "predictions")
+    restored, _ = segment.segment(items, encoder, out, CONFIG)
+    assert restored.notes == () and restored.record["id"] == first.record["id"]
+    assert len(list((out / "predictions").iterdir())) == 2
     replaced, _ = segment.segment(items, encoder, out, other, overwrite=True)
     assert artifacts.read_header(out / "scores.parquet").id == replaced.record["id"]
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
@@ -262,6 +271,34 @@ def test_labels_that_do_not_fit(tmp_path, encoder):
         Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / f"{number}-label.png")
     with pytest.raises(errors.InputError, match="train hold no foreground"):
         segment.segment(items, encoder, tmp_path / "out", CONFIG)
+
+
+def test_label_maps_that_cannot_be_read_are_not_called_empty(tmp_path, encoder):
+    items = images(tmp_path)
+    for number in (4, 5):
+        (tmp_path / f"{number}-label.png").unlink()
+    with pytest.raises(errors.InputError, match="No image of test can be used: .* does not exist"):
+        segment.segment(items, encoder, tmp_path / "out", CONFIG)
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "5-label.png")
+    with pytest.raises(errors.InputError, match="of test that can be read hold no foreground"):
+        segment.segment(items, encoder, tmp_path / "out", CONFIG)
+
+
+def test_a_place_that_takes_no_folder_is_told_before_training(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(convergence, "attempts", lambda *given: pytest.fail("it trained"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.Unwritable, match="file/out cannot be written"):
+        segment.segment(images(tmp_path), encoder, tmp_path / "file" / "out", CONFIG)
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path, encoder):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    short = dataclasses.replace(CONFIG, training=segmentation.Training(epochs=1))
+    segment.segment(images(tmp_path), encoder, tmp_path / "out", short)
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["real"]
+    assert (tmp_path / "disk" / "real" / "scores.parquet").is_file()
 
 
 def test_both_splits_are_needed(tmp_path):

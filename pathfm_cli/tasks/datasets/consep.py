@@ -52,20 +52,23 @@ class Consep(base.Dataset):
         rows = pl.DataFrame(found, schema=schema, orient="row")
         return base.from_files(root, rows, rows["id"].to_list())
 
-    def items(self, root: Path, *, partial: bool = False) -> list[masks.Item]:
-        """Images and label maps for `segment`.
+    def items(
+        self, root: Path, *, partial: bool = False
+    ) -> tuple[list[masks.Item], tuple[str, ...]]:
+        """Images and label maps for `segment`, and what a person should know of them.
 
         Raises:
             errors.InputError: as `open`.
         """
-        rows = self.open(root, partial=partial).rows
+        opened = self.open(root, partial=partial)
         place = self.place(root)
-        return [
+        found = [
             masks.Item(
                 id=Path(row["id"]).stem,
                 image=place / row["id"],
                 label=place / row["id"].replace("/Images/", "/Labels/").replace(".png", ".mat"),
                 split=row["split"],
             )
-            for row in rows.iter_rows(named=True)
+            for row in opened.rows.iter_rows(named=True)
         ]
+        return found, opened.notes
