@@ -50,7 +50,7 @@ class Limits:
         given = {"--min": self.minimum, "--max": self.maximum, "--max-constant": self.constant}
         for name, limit in given.items():
             if limit is not None and not 0 <= limit <= 1:
-                raise errors.UsageError(f"{name} {limit:g} is not between 0 and 1.", "--max 0.5")
+                raise errors.UsageError(f"{name} {limit:g} is not between 0 and 1.", f"{name} 0.5")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise errors.UsageError(
                 f"--min {self.minimum:g} is above --max {self.maximum:g}.", "--max 0.5"

@@ -258,7 +258,10 @@ def test_a_split_of_a_run(run_folder, monkeypatch):
     slides = pl.read_parquet(by_split)["slide"].to_list()
     for split, name in (("test", SLIDE.stem), ("val", "b"), (None, "")):
         found = runs.measure(run_folder / "run", by_split, None, split=split).record
-        assert found["metrics"]["n"] == sum(name in slide for slide in slides) >= 2
+        assert found["metrics"]["n"] == sum(name in ("", slide) for slide in slides) >= 2
+    typed = ("odcorr", "run", "--patches", str(by_split), "--split", "val")
+    found = json.loads(pathfm(*typed, cwd=run_folder).stdout)["metrics"]["n"]
+    assert found == sum(slide == "b" for slide in slides)
     with pytest.raises(errors.UsageError, match=r"split\.parquet has no split 'train'"):
         runs.measure(run_folder / "run", by_split, None, split="train")
 

@@ -89,8 +89,9 @@ def test_the_limit_on_constant_rows_can_be_set(tmp_path):
     for asked in (gates.limits(None, None, None, None, 0.0), baseline(tmp_path, record())):
         with pytest.raises(errors.GateFailed):
             asked.check_constant(50, 1)
-    with pytest.raises(errors.UsageError, match="--max-constant 2 is not"):
+    with pytest.raises(errors.UsageError, match="--max-constant 2 is not") as caught:
         gates.limits(None, None, None, None, 2.0)
+    assert caught.value.hint == "--max-constant 0.5"
 
 
 def test_all_forms_of_a_result_are_baselines(tmp_path):
