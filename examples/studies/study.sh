@@ -15,7 +15,7 @@ names=()
 # begin SCALE DATA OUT [MORE...]: sets scale, data, out, tissue, recipe, length, watch, tasks, more.
 begin() {
   if [ $# -lt 3 ]; then
-    sed -n '3,10p' "${BASH_SOURCE[0]}" >&2
+    sed -n '3,9p' "${BASH_SOURCE[0]}" >&2
     exit 2
   fi
   scale=$1 data=$2 out=$3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 
 from pathfm_cli import errors
 from pathfm_cli.cli import options, output, pipe, progress
+
+HINT = "pathfm odcorr embeddings.parquet, or pathfm odcorr run/"
 
 
 def odcorr(
@@ -30,6 +33,12 @@ def odcorr(
     ] = None,
     minimum: Annotated[
         float | None, typer.Option("--min", help="Fail (exit 5) when ODCorr is below this.")
+    ] = None,
+    max_constant: Annotated[
+        float | None,
+        typer.Option(
+            help="Fail (exit 5) when a larger share of embeddings is constant; .01 with any gate."
+        ),
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier result on the same images: scores, or JSON.")
@@ -59,9 +68,13 @@ def odcorr(
     from pathfm_cli.tasks import features, gates, scores
     from pathfm_cli.tasks import odcorr as task
 
-    limits = gates.limits(minimum, maximum, baseline, tolerance)
+    limits = gates.limits(minimum, maximum, baseline, tolerance, max_constant)
     said = task.settings(split) | ({"every_export": True} if every_export else {})
     scores.check_free(out, said, overwrite=overwrite)
+    if source is None and not pipe.has_stdin():
+        raise errors.UsageError(
+            "odcorr needs embeddings or a checkpoint: name it, or pipe it in.", HINT
+        )
     slots = {"input": pipe.Slot(("embeddings", "checkpoint"), foreign=True)}
     path = pipe.bind("odcorr", [source] if source else [], slots, out=out)["input"]
     run = features.is_run(path)
@@ -74,22 +87,30 @@ def odcorr(
         from pathfm_cli.tasks import exports, runs
 
         library = exports if every_export else runs
+        limits.comparable(split, runs.images(path, patches))
         if dry_run:
-            return sink.plan(library.plan(path, patches, out))
-        images = runs.images(path, patches)
-        with progress.track("embed", quiet=quiet) as report:
-            how |= {"precision": precision, "progress": report}
-            result = library.measure(path, patches, out, **how)
+            return sink.plan(library.plan(path, patches, out, split))
+        how |= {"precision": precision}
+        measure = functools.partial(library.measure, path, patches, out, **how)
     else:
         opened = features.open_features(path)
+        limits.comparable(split, opened.images)
         if dry_run:
             return sink.plan(task.plan(opened, out, split))
-        images = opened.images
-        with progress.track("odcorr", quiet=quiet) as report:
-            result = task.odcorr(opened, out, progress=report, **how)
+        measure = functools.partial(task.odcorr, opened, out, **how)
+    try:
+        with progress.track("embed" if run else "odcorr", quiet=quiet) as report:
+            result = measure(progress=report)
+    except task.TooFewRows as error:
+        limits.check_constant(error.rows, error.constant_rows)
+        raise
     for note in result.notes:
         output.note(f"pathfm odcorr: {note}")
-    limits.comparable(result.record["metrics"]["n"], split, images)
     code = sink.emit(result.record, result.lines)
-    limits.check(result.record["metrics"]["odcorr"])
+    metrics = result.record["metrics"]
+    constant = int(metrics["constant_rows"])
+    rows = int(metrics["n"]) + constant
+    limits.same_rows(rows)
+    limits.check_constant(rows, constant)
+    limits.check(metrics["odcorr"])
     return code

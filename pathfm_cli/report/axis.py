@@ -39,11 +39,13 @@ class Axis:
         last = math.floor(self.high / step + 1e-9)
         values = [number * step for number in range(first, last + 1)]
         decimals = max(0, -math.floor(math.log10(step))) + (f"{step / power:.1f}" == "2.5")
-        plain = step >= 1e-4 and max(map(abs, values), default=0) < 1e4
-        return [
-            (v, f"{v + 0.0:.{decimals if step < 10 else 0}f}" if plain else label(v))
-            for v in values
-        ]
+        largest = max(map(abs, values), default=0)
+        full = [f"{v + 0.0:.{decimals if step < 10 else 0}f}" for v in values]
+        short = [label(v) for v in values]
+        plain = step >= 1e-4 and largest < 1e4
+        # Short numbers that differ in no digit shown, as .99991 and .99992, are written in full.
+        alike = len(set(short)) < len(short) and largest < 1e9
+        return list(zip(values, full if plain or alike else short, strict=True))
 
 
 def fit(values: Iterable[float], start: float, end: float, margin: float = 0.04) -> Axis:

@@ -11,6 +11,10 @@ from pathfm_cli.report import axis
 
 WIDTH, HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
+_GAP = 6
+"""Between the numbers of the upright axis and the plot."""
+_CHARACTER = 7.5
+"""Width of a digit of the theme's 12 px type, at most."""
 COLOURS = 8
 """Colours of the theme, `--c0` to `--c7`; more series begin again."""
 MOST_POINTS = 240
@@ -108,23 +112,30 @@ def _axes(
     drawn: Sequence[Sequence[tuple[float, float, str]]], levels: Numbers
 ) -> tuple[axis.Axis, axis.Axis]:
     flat = [point for points in drawn for point in points]
-    across = axis.fit([at for at, _, _ in flat], _LEFT, WIDTH - _RIGHT)
     up = axis.fit([value for _, value, _ in flat] + list(levels), HEIGHT - _BOTTOM, _TOP, 0.06)
+    across = axis.fit([at for at, _, _ in flat], _left(up), WIDTH - _RIGHT)
     return across, up
+
+
+def _left(up: axis.Axis) -> float:
+    """Where the plot begins: right of the longest number beside it."""
+    longest = max((len(said) for _, said in up.ticks()), default=0)
+    return max(_LEFT, longest * _CHARACTER + _GAP + 2)
 
 
 def _frame(across: axis.Axis, up: axis.Axis, x: str) -> str:
     parts = []
+    ends = f'x1="{across.start}" x2="{across.end}"'
     for value, said in up.ticks():
         top = up(value)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{top:.1f}" y2="{top:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{top + 4:.1f}" text-anchor="end">{said}</text>'
+            f'<line class="grid" {ends} y1="{top:.1f}" y2="{top:.1f}"/>'
+            f'<text x="{across.start - _GAP}" y="{top + 4:.1f}" text-anchor="end">{said}</text>'
         )
     for value, said in across.ticks():
         at = f'x="{across(value):.1f}" y="{HEIGHT - _BOTTOM + 16}"'
         parts.append(f'<text {at} text-anchor="middle">{said}</text>')
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    middle = (across.start + across.end) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{page.text(x)}</text>')
     return "".join(parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ SIDE_BY_SIDE = (
     ("linear probe, balanced accuracy", "looks", "linear"),
     ("20-NN, balanced accuracy", "looks", "knn"),
 )
+LOOKS, MEASURED = "of training patches", "of the embeddings"
+"""Which images a look and `odcorr` measure: different ones, which share no axis."""
 LEAST_POINTS = 3
 """A rank correlation of fewer points says nothing."""
 
@@ -100,17 +102,22 @@ def _figure_6(trained: Sequence[inputs.Run], scored: Sequence[inputs.Scores]) ->
     """Balanced accuracy over ODCorr and over RankMe, and RankMe over ODCorr (paper, figure 6)."""
     drawn = []
     for column, title in LABEL_FREE.items():
-        series = [*_of_looks(trained, column), *_of_probes(scored, column)]
-        name = f"balanced accuracy over {title}"
-        drawn.append(charts.scatter(name, _with_rho(series), x=title, y=""))
+        for of, series in (
+            (LOOKS, _of_looks(trained, column)),
+            (MEASURED, _of_probes(scored, column)),
+        ):
+            name = f"balanced accuracy over {title} {of}"
+            drawn.append(charts.scatter(name, _with_rho(series), x=f"{title} {of}", y=""))
     if not any(drawn):
         return ""
-    both = _with_rho(_label_free_alone(trained, scored))
-    drawn.append(charts.scatter("RankMe over ODCorr", both, x="ODCorr", y=""))
+    for of, series in ((LOOKS, _looks_alone(trained)), (MEASURED, _measured_alone(scored))):
+        name = f"RankMe over ODCorr {of}"
+        drawn.append(charts.scatter(name, _with_rho(series), x=f"ODCorr {of}", y=""))
     return (
         '<h3>Balanced accuracy against label-free measures</h3><div class="charts">'
         f'{"".join(drawn)}</div><p class="note">Each look of a run is a point, and each '
-        "probe whose embeddings were measured by odcorr too.</p>"
+        "probe whose embeddings were measured by odcorr too. Different images share no "
+        "axis: looks measure patches a run trains on, odcorr the embeddings it was given.</p>"
     )
 
 
@@ -124,15 +131,25 @@ def _with_rho(series: Sequence[charts.Series]) -> list[charts.Series]:
     return named
 
 
+def _looks_alone(trained: Sequence[inputs.Run]) -> list[charts.Series]:
+    """RankMe at ODCorr of the looks, by run."""
+    return _label_free_alone(
+        {
+            run.name: [(look, f"{run.name}, step {look['step']}") for look in run.looks]
+            for run in trained
+        }
+    )
+
+
+def _measured_alone(scored: Sequence[inputs.Scores]) -> list[charts.Series]:
+    """RankMe at ODCorr of what odcorr measured."""
+    found = [(one.header.metrics, one.name) for one in scored if one.task == "odcorr"]
+    return _label_free_alone({"odcorr": found})
+
+
 def _label_free_alone(
-    trained: Sequence[inputs.Run], scored: Sequence[inputs.Scores]
+    groups: Mapping[str, Sequence[tuple[Mapping[str, Any], str]]],
 ) -> list[charts.Series]:
-    """RankMe at ODCorr: looks by run, and what odcorr measured."""
-    groups = {
-        run.name: [(look, f"{run.name}, step {look['step']}") for look in run.looks]
-        for run in trained
-    }
-    groups["odcorr"] = [(one.header.metrics, one.name) for one in scored if one.task == "odcorr"]
     series = []
     for name, found in groups.items():
         points = [

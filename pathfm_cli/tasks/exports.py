@@ -60,21 +60,29 @@ def measure(
                 progress(before * total + done, len(found) * total)
 
             file = runs.embed_run(
-                path, patches, Path(scratch), device=device, precision=precision, progress=told
+                path,
+                patches,
+                Path(scratch),
+                split=split,
+                device=device,
+                precision=precision,
+                progress=told,
             )
             source = features.open_features(file)
             measured[step], _ = odcorr.timed(source, source.rows(split), device, None)
     return _publish(measured, header, split or "", out)
 
 
-def plan(run: Path, patches: Path | None, out: Path | None) -> dict[str, Any]:
+def plan(
+    run: Path, patches: Path | None, out: Path | None, split: str | None = None
+) -> dict[str, Any]:
     """What `measure` would do.
 
     Raises:
-        errors.InputError: as `measure`.
+        errors.InputError, errors.UsageError: as `measure`.
     """
     folder = run if run.is_dir() else run.parent
-    return {**runs.plan(run, patches, out), "steps": list(runs.exported(folder))}
+    return {**runs.plan(run, patches, out, split), "steps": list(runs.exported(folder))}
 
 
 def _inputs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,7 @@ class Features:
         Raises:
             errors.InputError, errors.UsageError: as `rows`.
         """
-        known = self.splits()
-        for name in aliases(split):
-            if name in known:
-                return name
-        raise errors.UsageError(
-            f"{self.path} has no split {split!r}.", f"its splits: {', '.join(known) or 'none'}"
-        )
+        return known_split(self.splits(), split, self.path)
 
     def splits(self) -> list[str]:
         """Names in the column `split`, sorted.
@@ -162,6 +156,20 @@ class Features:
 def aliases(split: str) -> tuple[str, ...]:
     """Names a split goes by; the first that a file has is meant."""
     return ("val", "valid", "validation") if split == "val" else (split,)
+
+
+def known_split(known: Sequence[str], split: str, where: str | Path) -> str:
+    """What `where`, which has the splits `known`, calls `split`.
+
+    Raises:
+        errors.UsageError: it has no such split.
+    """
+    for name in aliases(split):
+        if name in known:
+            return name
+    raise errors.UsageError(
+        f"{where} has no split {split!r}.", f"its splits: {', '.join(known) or 'none'}"
+    )
 
 
 def is_run(path: str | Path) -> bool:

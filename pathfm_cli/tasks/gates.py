@@ -14,6 +14,9 @@ from pathfm_cli.tasks import scores
 
 _HINT = "docs/odcorr.md tells what high and low values mean"
 _MAKE = "pathfm odcorr EMBEDDINGS --json > baseline.json"
+MAX_CONSTANT = 0.01
+"""Share of constant rows that a gate lets pass unless told otherwise: they have no correlation, so
+that ODCorr says nothing of an encoder that maps most images to one number."""
 MOST_BYTES = 64 << 20
 """Largest JSON document that is read as a baseline."""
 
@@ -24,7 +27,8 @@ class Baseline:
 
     path: Path
     odcorr: float
-    n: int
+    rows: int
+    """Embeddings it was measured on, constant ones included."""
     split: str | None
     """Empty: all rows. None where it is not known, as of a record from a pipe."""
     images: str
@@ -39,11 +43,14 @@ class Limits:
     minimum: float | None = None
     maximum: float | None = None
     baseline: Baseline | None = None
+    constant: float | None = None
+    """Largest share of constant rows."""
 
     def __post_init__(self) -> None:
-        for name, limit in (("--min", self.minimum), ("--max", self.maximum)):
+        given = {"--min": self.minimum, "--max": self.maximum, "--max-constant": self.constant}
+        for name, limit in given.items():
             if limit is not None and not 0 <= limit <= 1:
-                raise errors.UsageError(f"{name} {limit:g} is not between 0 and 1.", "--max 0.5")
+                raise errors.UsageError(f"{name} {limit:g} is not between 0 and 1.", f"{name} 0.5")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise errors.UsageError(
                 f"--min {self.minimum:g} is above --max {self.maximum:g}.", "--max 0.5"
@@ -67,29 +74,58 @@ class Limits:
                 _HINT,
             )
 
-    def comparable(self, n: int, split: str | None, images: str) -> None:
-        """Refuse a baseline that was measured on other images.
+    def check_constant(self, rows: int, constant_rows: int) -> None:
+        """Compare the share of constant rows with the limit.
 
         Args:
-            n: rows of the new measurement.
-            split: the split it was asked for.
-            images: id of its images; empty where it is not known.
+            rows: embeddings, constant ones included.
+            constant_rows: those of one number.
 
         Raises:
-            errors.UsageError: rows, split or images differ.
+            errors.GateFailed: the share is above the limit.
+        """
+        share = constant_rows / rows if rows else 0.0
+        if self.constant is not None and share > self.constant:
+            raise errors.GateFailed(
+                f"{constant_rows} of {rows} embeddings are constant ({100 * share:.1f} %); "
+                f"--max-constant is {self.constant:g}.",
+                _HINT,
+            )
+
+    def comparable(self, split: str | None, images: str) -> None:
+        """Refuse a baseline of another split or of other images; needs no measurement.
+
+        Args:
+            split: the split that is asked for.
+            images: id of the images; empty where it is not known.
+
+        Raises:
+            errors.UsageError: split or images differ.
         """
         old = self.baseline
         if old is None:
             return
-        pairs: list[tuple[str, Any, Any]] = [("rows", old.n, n)]
-        pairs += [("split", old.split or "all", split or "all")] if old.split is not None else []
-        pairs += [("images", old.images, images)] if old.images and images else []
-        for name, one, two in pairs:
-            if one != two:
-                raise errors.UsageError(
-                    f"{old.path} does not compare: {name} {one}, now {two}.",
-                    "measure both on the same images and split",
-                )
+        if old.split is not None:
+            _same(old, "split", old.split or "all", split or "all")
+        if old.images and images:
+            _same(old, "images", old.images, images)
+
+    def same_rows(self, rows: int) -> None:
+        """Refuse a baseline of another number of embeddings, constant ones included.
+
+        Raises:
+            errors.UsageError: the numbers differ.
+        """
+        if self.baseline is not None:
+            _same(self.baseline, "rows", self.baseline.rows, rows)
+
+
+def _same(old: Baseline, name: str, one: object, two: object) -> None:
+    if one != two:
+        raise errors.UsageError(
+            f"{old.path} does not compare: {name} {one}, now {two}.",
+            "measure both on the same images and split",
+        )
 
 
 def limits(
@@ -97,6 +133,7 @@ def limits(
     maximum: float | None,
     baseline: Path | None,
     tolerance: float | None,
+    constant: float | None = None,
 ) -> Limits:
     """The limits that a command line names.
 
@@ -105,21 +142,26 @@ def limits(
         maximum: of ODCorr.
         baseline: `scores` of an earlier `odcorr`, its JSON document, or a record it printed.
         tolerance: how far above the baseline ODCorr may lie; goes with `baseline`.
+        constant: of the share of constant rows; None means `MAX_CONSTANT` where any other limit is
+            given, and else no limit.
 
     Raises:
-        errors.UsageError: limits that nothing can meet, or one of the last two without the other.
+        errors.UsageError: limits that nothing can meet, or a baseline without tolerance, or that
+            without a baseline.
         errors.InputError: the baseline cannot be read, or is no ODCorr.
     """
     if (baseline is None) != (tolerance is None):
         raise errors.UsageError(
             "--baseline and --tolerance go together.", "--baseline old.json --tolerance 0.02"
         )
+    if constant is None and any(one is not None for one in (minimum, maximum, baseline)):
+        constant = MAX_CONSTANT
     if baseline is None or tolerance is None:
-        return Limits(minimum=minimum, maximum=maximum)
+        return Limits(minimum=minimum, maximum=maximum, constant=constant)
     if not 0 <= tolerance < math.inf:
         raise errors.UsageError(f"--tolerance {tolerance:g} is not 0 or more.", "--tolerance 0.02")
     old = _read(baseline, tolerance)
-    return Limits(minimum=minimum, maximum=maximum, baseline=old)
+    return Limits(minimum=minimum, maximum=maximum, baseline=old, constant=constant)
 
 
 def _read(path: Path, tolerance: float) -> Baseline:
@@ -131,13 +173,14 @@ def _read(path: Path, tolerance: float) -> Baseline:
         document = _document(path)
         metrics, settings = document.get("metrics", {}), document.get("settings", {})
     try:
-        value, n = float(metrics["odcorr"]), int(metrics["n"])
+        value = float(metrics["odcorr"])
+        rows = int(metrics["n"]) + int(metrics.get("constant_rows", 0))
         split, images = settings.get("split"), settings.get("scored", {}).get("images", "")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.InputError(f"{path} holds no result of odcorr.", _MAKE) from error
     if not 0 <= value <= 1:
         raise errors.InputError(f"{path} holds no ODCorr: {value:g}.", _MAKE)
-    return Baseline(path, value, n, split, images, tolerance)
+    return Baseline(path, value, rows, split, images, tolerance)
 
 
 def _document(path: Path) -> Mapping[str, Any]:

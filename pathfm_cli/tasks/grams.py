@@ -25,6 +25,10 @@ BLOCK_ROWS = 4096
 TILE_NUMBERS = 1 << 17
 """Numbers prepared at once: 1 MB, so that every step but the first finds them in the cache."""
 
+_EPS = float(np.finfo(np.float64).eps)
+_LEAST_SQUARE = float(np.finfo(np.float64).tiny) / _EPS**2
+"""Below it squares of what is left at round-off lose digits, or are 0."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sums:
@@ -71,10 +75,11 @@ class Rows:
         correlations = units @ units.T
         np.fill_diagonal(correlations, 0.0)
         values = np.concatenate(self._values)
+        scale = float(np.einsum("nk,nk->", values, values)) / len(values)
+        _refuse_range(scale)
         singular = np.asarray(np.linalg.svd(values, compute_uv=False), dtype=np.float64)
         centred = values - values.mean(axis=0)
         variances = np.linalg.eigvalsh(centred @ centred.T / len(values))
-        scale = float((singular**2).sum()) / len(values)
         return Sums(
             len(units),
             _square_sum(correlations),
@@ -153,8 +158,11 @@ class DeviceGrams:
     def add(self, block_nK: npt.NDArray[Any]) -> None:
         """Take the rows of a float array."""
         values = self._torch.tensor(block_nK).to(self._sum_K.device, self._torch.float64)
-        units = values - values.mean(dim=1, keepdim=True)
-        lengths, norms = units.norm(dim=1), values.norm(dim=1)
+        # By a power of two, so that no square leaves the range; 1000 keeps the factor in it too.
+        exponents = self._torch.frexp(values.abs().amax(dim=1, keepdim=True)).exponent
+        near = values * self._torch.exp2(-exponents.clamp(-1000, 1000).to(values.dtype))
+        units = near - near.mean(dim=1, keepdim=True)
+        lengths, norms = units.norm(dim=1), near.norm(dim=1)
         varies = lengths > _round_off(values.shape[1]) * norms
         values, units = values[varies], units[varies] / lengths[varies, None]
         if not len(values):
@@ -180,16 +188,25 @@ def _sums(used: int, off_diagonal: float, spread_KK: F64, sum_K: F64, origin_K: 
     """Both spectra from the sums of (z - origin)(z - origin)^T and of z - origin."""
     cross_KK = np.outer(origin_K, sum_K)
     raw_KK = spread_KK + cross_KK + cross_KK.T + used * np.outer(origin_K, origin_K)
-    if not np.isfinite(raw_KK).all():
-        raise errors.InputError(
-            "The embeddings are too large to square in float64.", "divide them by a constant"
-        )
+    scale = float(np.trace(raw_KK)) / used
+    _refuse_range(scale)
     mean_K = sum_K / used
     covariance_KK = spread_KK / used - np.outer(mean_K, mean_K)
-    scale = float(np.trace(raw_KK)) / used
     singular = np.sqrt(spectrum.significant(np.linalg.eigvalsh(raw_KK)))
     variances = spectrum.significant(np.linalg.eigvalsh(covariance_KK), scale)
     return Sums(used, off_diagonal, singular, variances)
+
+
+def _refuse_range(mean_square: float) -> None:
+    """The spectrum squares all rows as they are, which float64 must be able to hold."""
+    if not mean_square < math.inf:
+        raise errors.InputError(
+            "The embeddings are too large to square in float64.", "divide them by a constant"
+        )
+    if mean_square < _LEAST_SQUARE:
+        raise errors.InputError(
+            "The embeddings are too small to square in float64.", "multiply them by a constant"
+        )
 
 
 def _too_few(used: int) -> Sums:
@@ -199,20 +216,31 @@ def _too_few(used: int) -> Sums:
 
 def _unit_rows(values_nK: F64) -> tuple[F64, F64]:
     """The rows that are not constant up to round-off, as they are, and centred and of length 1."""
-    width = values_nK.shape[1]
-    means = values_nK.mean(axis=1, keepdims=True)
-    units = values_nK - means
-    squares = np.einsum("nk,nk->n", units, units)
-    varies = np.sqrt(squares) > _round_off(width) * np.sqrt(squares + width * means[:, 0] ** 2)
+    units, squares, totals = _centred(values_nK)
+    far = ~((totals > _LEAST_SQUARE) & (totals < math.inf))
+    if far.any():
+        # By a power of two, which is exact, so that no square leaves the range of float64.
+        exponents = np.frexp(np.abs(values_nK[far]).max(axis=1))[1]
+        near = np.ldexp(values_nK[far], -exponents[:, None])
+        units[far], squares[far], totals[far] = _centred(near)
+    varies = np.sqrt(squares) > _round_off(values_nK.shape[1]) * np.sqrt(totals)
     if not varies.all():
         values_nK, units, squares = values_nK[varies], units[varies], squares[varies]
     units /= np.sqrt(squares)[:, None]
     return values_nK, units
 
 
+def _centred(values_nK: F64) -> tuple[F64, F64, F64]:
+    """Rows without their means, the squares of their lengths, and those before centring."""
+    means = values_nK.mean(axis=1, keepdims=True)
+    units = values_nK - means
+    squares = np.einsum("nk,nk->n", units, units)
+    return units, squares, squares + values_nK.shape[1] * means[:, 0] ** 2
+
+
 def _round_off(width: int) -> float:
     """Relative length that is left of a constant row once its mean is taken off, at most."""
-    return math.sqrt(width) * float(np.finfo(np.float64).eps)
+    return math.sqrt(width) * _EPS
 
 
 def _square_sum(matrix: F64) -> float:

@@ -25,6 +25,23 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """Devices by which a driver for CUDA shows; without one torch is not even imported."""
 
 
+class TooFewRows(errors.InputError):
+    """Fewer than two embeddings have a correlation.
+
+    Args:
+        rows: embeddings.
+        constant_rows: those of them whose numbers are all the same.
+    """
+
+    def __init__(self, rows: int, constant_rows: int) -> None:
+        super().__init__(
+            f"ODCorr needs two rows that are not constant; there are {rows - constant_rows}, and "
+            f"{constant_rows} constant.",
+            "embed more images, or look at the encoder: it may have collapsed",
+        )
+        self.rows, self.constant_rows = rows, constant_rows
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Diversity:
     """What was measured."""
@@ -90,7 +107,8 @@ def measure(
             is some. MPS has no float64, so it means the CPU, as does every device when N <= K.
 
     Raises:
-        errors.InputError: fewer than two rows that are not constant, or numbers too large.
+        TooFewRows: fewer than two rows are not constant.
+        errors.InputError: numbers too large or too small to square.
         errors.UsageError: this machine has no such device.
     """
     sums, gpu = _sums_for(rows, width, device)
@@ -104,10 +122,7 @@ def measure(
         found = sums.finish()
     used = found.used
     if used < 2:
-        raise errors.InputError(
-            f"ODCorr needs two rows that are not constant; {done} rows hold {used}.",
-            "embed more images, or look at the encoder: it may have collapsed",
-        )
+        raise TooFewRows(done, done - used)
     return Diversity(
         # Round-off may leave the range by some 1e-16, which no limit of 1 should notice.
         odcorr=min(1.0, math.sqrt(max(found.off_diagonal, 0.0) / (used * (used - 1)))),
@@ -210,12 +225,15 @@ def notes(numbers: Mapping[str, float]) -> list[str]:
     """What a person should know of the rows."""
     said = []
     if numbers["excluded_rows"]:
-        said.append(f"{numbers['excluded_rows']:.0f} rows without an embedding are left out")
+        said.append(f"{_count(numbers['excluded_rows'], 'row')} left out: no embedding")
     if numbers["constant_rows"]:
-        said.append(
-            f"{numbers['constant_rows']:.0f} constant rows are left out; the encoder may be broken"
-        )
+        counted = _count(numbers["constant_rows"], "constant row")
+        said.append(f"{counted} left out; the encoder may be broken")
     return said
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:.0f} {noun} is" if number == 1 else f"{number:.0f} {noun}s are"
 
 
 def lines(numbers: Mapping[str, float]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, weights
 from pathfm_cli.tasks import embed, features, odcorr, scores, source
@@ -50,13 +52,18 @@ def exported(run: Path) -> dict[int, Path]:
     return dict(sorted({**found, export.read_info(run).step: run}.items()))
 
 
-def plan(run: Path, patches: Path | None, out: Path | None) -> dict[str, Any]:
+def plan(
+    run: Path, patches: Path | None, out: Path | None, split: str | None = None
+) -> dict[str, Any]:
     """What measuring a run would do.
 
     Raises:
-        errors.InputError: as `patches_of`, or the patch set cannot be read.
+        errors.InputError: as `patches_of`, or the patch set cannot be read or has no splits.
+        errors.UsageError: it has splits, but not this one.
     """
     chosen = patches or patches_of(run)
+    if split is not None:
+        _check_split(source.patches(chosen), split, chosen)
     rows = artifacts.read_header(chosen, "patches").rows
     writes = [str(path) for path in scores.written(out)]
     return {"input": str(run), "patches": str(chosen), "rows": rows, "writes": writes}
@@ -101,7 +108,13 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch:
         file = embed_run(
-            run, patches, Path(scratch), device=device, precision=precision, progress=progress
+            run,
+            patches,
+            Path(scratch),
+            split=split,
+            device=device,
+            precision=precision,
+            progress=progress,
         )
         opened = features.open_features(file)
         return odcorr.odcorr(opened, out, split=split, device=device, overwrite=overwrite)
@@ -112,6 +125,7 @@ def embed_run(
     patches: Path | None,
     folder: Path,
     *,
+    split: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     progress: Report = lambda done, total: None,
@@ -122,17 +136,31 @@ def embed_run(
         run: run folder or exported weights.
         patches: `patches` artifact; None means the one the run recorded.
         folder: where the file is written.
+        split: refuse patches that have no such split; all of them are embedded.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32 or bf16.
         progress: called with (patches done, patches).
 
     Raises:
-        errors.InputError, errors.UsageError: as `weights.load` and `source.patches`.
+        errors.InputError, errors.UsageError: as `weights.load` and `source.patches`, or the split
+            is not there.
     """
     chosen = patches or patches_of(run)
     artifacts.read_header(chosen, "patches")
     data = source.patches(chosen)
+    if split is not None:
+        _check_split(data, split, chosen)
     encoder = weights.load(str(run), device=device, precision=precision)
     out = folder / "embeddings.parquet"
     embed.embed(data, encoder, out, progress=progress)
     return out
+
+
+def _check_split(data: source.Source, split: str, patches: Path) -> None:
+    if "split" not in data.rows.columns:
+        raise errors.InputError(
+            f"{patches} has no column `split`.",
+            "leave --split out, or sample from slides that have one: pathfm index --metadata",
+        )
+    known = data.rows["split"].cast(pl.String).drop_nulls().unique().sort().to_list()
+    features.known_split(known, split, patches)

@@ -13,7 +13,7 @@ from processes import pathfm
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, vit
-from pathfm_cli.tasks import runs
+from pathfm_cli.tasks import exports, runs
 
 OWN = "run/patches.parquet"
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
@@ -33,7 +33,9 @@ def folder(tmp_path_factory):
     )
     artifacts.write_table(folder / "e.parquet", frame, artifacts.Header(kind="embeddings"))
     np.save(folder / "z.npy", z)
+    np.save(folder / "one.npy", z[:1])
     np.save(folder / "collapsed.npy", np.ones((20, 5), np.float32))
+    np.save(folder / "mostly.npy", np.where(np.arange(60)[:, None] < 58, np.float32(3), z))
     np.save(folder / "nan.npy", np.where(np.arange(10) == 3, np.nan, z))
     (folder / "text.parquet").write_text("no table")
     frame.drop("embedding").write_parquet(folder / "bare.parquet")
@@ -83,6 +85,29 @@ def test_gates_come_after_the_record(folder, given):
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
+def test_a_gate_does_not_pass_an_encoder_that_is_mostly_constant(folder):
+    free = pathfm("odcorr", "mostly.npy", cwd=folder)
+    assert free.returncode == 0 and "58 constant rows are left out" in free.stderr
+    gated = pathfm("odcorr", "mostly.npy", "--max", "1", cwd=folder)
+    assert gated.returncode == 5 and json.loads(gated.stdout)["metrics"]["n"] == 2
+    assert "58 of 60 embeddings are constant (96.7 %); --max-constant is 0.01" in gated.stderr
+    loose = pathfm("odcorr", "mostly.npy", "--max", "1", "--max-constant", "0.97", cwd=folder)
+    assert loose.returncode == 0
+
+
+def test_a_baseline_counts_constant_rows_and_comes_after_the_record(folder):
+    assert pathfm("odcorr", "mostly.npy", "-o", "mostly.parquet", cwd=folder).returncode == 0
+    gates = ("--baseline", "mostly.parquet", "--tolerance", "1")
+    # 60 rows without a constant one are as many images as 2 rows and 58 constant ones.
+    assert pathfm("odcorr", "z.npy", *gates, cwd=folder).returncode == 0
+    np.save(folder / "fewer.npy", np.load(folder / "z.npy")[:50])
+    other = pathfm("odcorr", "fewer.npy", *gates, cwd=folder)
+    assert other.returncode == 2 and "rows 60, now 50" in other.stderr
+    assert json.loads(other.stdout)["metrics"]["n"] == 50
+    split = pathfm("odcorr", "e.parquet", "--split", "test", *gates, cwd=folder)
+    assert (split.returncode, split.stdout) == (2, "") and "split all, now test" in split.stderr
+
+
 def test_written_scores_and_rerun(folder):
     first = pathfm("odcorr", "z.npy", "-o", "o.parquet", cwd=folder)
     assert first.returncode == 0, first.stderr
@@ -122,11 +147,13 @@ def test_dry_run_names_what_it_would_do(folder):
         (["text.parquet"], 3, "is not a file of embeddings"),
         (["bare.parquet"], 3, "no float list `embedding`"),
         (["scores.parquet"], 3, "is of kind scores"),
-        (["collapsed.npy", "--max", "1"], 3, "two rows that are not constant"),
+        (["collapsed.npy"], 3, "two rows that are not constant; there are 0, and 20 constant"),
+        (["collapsed.npy", "--max", "1"], 5, "20 of 20 embeddings are constant (100.0 %)"),
+        (["one.npy", "--max", "1"], 3, "there are 1, and 0 constant"),
         (["nan.npy", "--max", "1"], 3, "row 0 holds NaN"),
         (["e.parquet", "-o", "notes.parquet"], 2, "is no pathfm artifact"),
         (["e.parquet", "-o", "z.npy"], 2, "cannot hold scores"),
-        ([], 2, "name it, or pipe it in"),
+        ([], 2, "odcorr needs embeddings or a checkpoint: name it, or pipe it in"),
     ],
 )
 def test_wrong_input(folder, arguments, code, message):
@@ -136,6 +163,7 @@ def test_wrong_input(folder, arguments, code, message):
     lines = done.stderr.splitlines()
     assert lines[0].startswith("pathfm: ") and message in lines[0]
     assert lines[1].startswith("hint: ") and len(lines) == 2
+    assert arguments or lines[1] == "hint: pathfm odcorr embeddings.parquet, or pathfm odcorr run/"
 
 
 def test_an_occupied_output_fails_before_stdin_is_read(folder):
@@ -208,6 +236,36 @@ def test_which_patches(run_folder, monkeypatch):
         runs.embed_run(run, Path("t.parquet"), run_folder)
 
 
+def test_a_split_of_a_run(run_folder, monkeypatch):
+    monkeypatch.setattr(runs.weights, "load", lambda *_, **__: pytest.fail("embedded"))
+    monkeypatch.chdir(run_folder)
+    for measure in (runs.measure, exports.measure):
+        with pytest.raises(errors.InputError, match=r"^run/patches.parquet has no column `split`"):
+            measure(Path("run"), None, None, split="test")
+    with pytest.raises(errors.InputError, match="no column `split`"):
+        runs.plan(Path("run"), None, None, "test")
+    monkeypatch.undo()
+    by_split = run_folder / "split.parquet"
+    (run_folder / "b.svs").symlink_to(SLIDE)
+    (run_folder / "m.csv").write_text(f"slide,split\n{SLIDE.stem},test\nb,val\n")
+    for arguments in (
+        ("index", SLIDE, "b.svs", "--metadata", "m.csv", "-o", "s2.parquet"),
+        ("mask", "s2.parquet", "-o", "t2.parquet"),
+        ("sample", "t2.parquet", "--n", "12", "--mpp", "1", "--size", "64", "-o", by_split),
+    ):
+        done = pathfm(*map(str, arguments), cwd=run_folder)
+        assert done.returncode == 0, done.stderr
+    slides = pl.read_parquet(by_split)["slide"].to_list()
+    for split, name in (("test", SLIDE.stem), ("val", "b"), (None, "")):
+        found = runs.measure(run_folder / "run", by_split, None, split=split).record
+        assert found["metrics"]["n"] == sum(name in ("", slide) for slide in slides) >= 2
+    typed = ("odcorr", "run", "--patches", str(by_split), "--split", "val")
+    found = json.loads(pathfm(*typed, cwd=run_folder).stdout)["metrics"]["n"]
+    assert found == sum(slide == "b" for slide in slides)
+    with pytest.raises(errors.UsageError, match=r"split\.parquet has no split 'train'"):
+        runs.measure(run_folder / "run", by_split, None, split="train")
+
+
 @pytest.mark.parametrize("flag", [("--patches", "p.parquet"), ("--every-export",)])
 def test_options_of_a_run_without_a_run(folder, flag):
     done = pathfm("odcorr", "z.npy", *flag, cwd=folder)
@@ -251,7 +309,11 @@ def test_a_baseline(run_folder):
     worse = pathfm("odcorr", "run/exports/step-000005", *gates, cwd=run_folder)
     assert worse.returncode == 5 and "above the 0." in worse.stderr
     other = pathfm("odcorr", "run", *gates, "--patches", "q.parquet", cwd=run_folder)
+    assert other.returncode == 2 and "rows 24, now 9" in other.stderr
+    assert json.loads(other.stdout)["metrics"]["n"] == 9
+    known = ("--baseline", "old/", *gates[2:], "--patches", "q.parquet")
+    other = pathfm("odcorr", "run", *known, cwd=run_folder)
     assert (other.returncode, other.stdout) == (2, "")
-    assert "rows 24, now 9" in other.stderr
+    assert "does not compare: images patches:" in other.stderr
     alone = pathfm("odcorr", "run", "--tolerance", "0.1", cwd=run_folder)
     assert alone.returncode == 2 and "go together" in alone.stderr

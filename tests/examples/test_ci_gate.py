@@ -83,16 +83,49 @@ def test_what_cannot_be_measured_is_no_pass(folder):
     assert usage.returncode == 2 and "gate.sh CHECKPOINT MAX" in usage.stderr
 
 
-def test_the_workflow_calls_the_gate():
+def steps():
     yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load((FOLDER / "odcorr.yml").read_text())
-    steps = workflow["jobs"]["odcorr"]["steps"]
-    step = next(step for step in steps if step.get("name") == "Gate")
-    script = step["run"]
-    assert "examples/ci/gate.sh" in script
-    assert step["shell"] == "bash"  # without it GitHub sets no pipefail, and tee hides exit 5
-    # What a user types must not become part of the script.
-    assert not re.search(r"\$\{\{", script)
+    job = workflow["jobs"]["odcorr"]
+    return job["env"], {step["name"]: step for step in job["steps"] if "name" in step}
+
+
+def test_the_workflow_needs_nothing_of_this_repository():
+    env, named = steps()
+    # HOST is no host: who copies the file must say where it comes from.
+    assert env["PATHFM"] == "git+https://HOST/OWNER/pathfm@REVISION"
+    assert named["Install"]["run"] == 'pip install "$PATHFM"'
+    assert not re.search(r"examples/|constraints|gate\.sh", named["Gate"]["run"])
+    for step in (named["Install"], named["Gate"]):
+        # What a user types must not become part of the script.
+        assert not re.search(r"\$\{\{", step["run"])
+
+
+@pytest.mark.parametrize("code", [0, 5, 3])
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_workflow_ends_as_odcorr_does(tmp_path, code, kept):
+    """In a folder that holds no more than a user's repository; `pathfm` notes its words."""
+    env, named = steps()
+    shim = tmp_path / "pathfm"
+    shim.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > words\necho "{{}}"\nexit {code}\n')
+    shim.chmod(0o755)
+    if kept:
+        (tmp_path / "odcorr").mkdir()
+        (tmp_path / env["BASELINE"]).write_text("{}")
+    (tmp_path / "step.sh").write_text(named["Gate"]["run"])
+    given = {"CHECKPOINT": "my run", "MAX": "0.9", "GITHUB_STEP_SUMMARY": "summary"}
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "step.sh"],  # as shell: bash does
+        cwd=tmp_path,
+        env={**os.environ, **env, **given, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+    )
+    assert done.returncode == code
+    baseline = ["--baseline", "odcorr/main.json", "--tolerance", "0.02"] if kept else []
+    words = ["odcorr", "my run", "--max", "0.9", *baseline, "--json"]
+    assert (tmp_path / "words").read_text().splitlines() == words
+    assert f"exit code {code}" in (tmp_path / "summary").read_text()
+    assert (tmp_path / "odcorr.json").read_text() == "{}\n"
 
 
 MICRO = {

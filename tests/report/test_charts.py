@@ -26,6 +26,17 @@ def test_points_lie_where_their_numbers_say():
     assert circles(figure) == [pytest.approx(point, abs=0.06) for point in expected]
 
 
+def test_long_numbers_beside_the_plot_lie_within_the_picture():
+    """7.2 px a character is more than any common face takes at 12 px."""
+    figure = charts.lines("a", [charts.Series("a", [0, 1], [-0.9, -0.9011])])
+    said = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', figure)
+    assert max(len(text) for _, text in said) == 8  # -0.90025
+    assert all(float(x) - 7.2 * len(text) >= 0 for x, text in said)
+    left = float(re.search(r'class="grid" x1="([\d.]+)"', figure)[1])
+    assert all(left - 6 == pytest.approx(float(x)) for x, _ in said)
+    assert min(x for x, _ in circles(figure)) > left
+
+
 def test_figures_are_well_formed_and_names_are_text():
     evil = '<script>alert(1)</script>"&'
     series = [charts.Series(evil, [0, 1], [0, 1], [evil, evil]), charts.Series("b", [0], [1])]

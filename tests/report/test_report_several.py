@@ -24,7 +24,19 @@ def test_several_make_a_leaderboard_and_figure_6(tmp_path):
     assert (
         text.count("probes of data set not named, paper: Spearman -1.00, n = 3") == 2
     )  # ODCorr, RankMe
-    assert "RankMe over ODCorr" in text and "odcorr: Spearman +1.00, n = 3" in text
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    over = [title for title in titles if " over ODCorr" in title]
+    assert over == [
+        "balanced accuracy over ODCorr of training patches",
+        "balanced accuracy over ODCorr of the embeddings",
+        "RankMe over ODCorr of training patches",
+        "RankMe over ODCorr of the embeddings",
+    ]
+    looks, measured = (
+        text.split(f"<figcaption>{title}<")[1].split("</figure>")[0] for title in over[2:]
+    )
+    assert "odcorr:" not in looks and "one:" in looks
+    assert "odcorr: Spearman +1.00, n = 3" in measured and "one:" not in measured
     assert "one, linear probe: Spearman -1.00, n = 5" in text
     assert "one, linear probe: Spearman +1.00, n = 5" in text
     assert "Learning curves" in text and text.count("<h2>") == 9

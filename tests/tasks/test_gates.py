@@ -54,17 +54,44 @@ def test_a_baseline_is_missed_only_upwards(tmp_path, value, fails):
 def test_a_baseline_of_other_images_is_refused(tmp_path):
     settings = {"split": "test", "scored": {"images": "patches:a"}}
     limits = baseline(tmp_path, {**record(), "settings": settings})
-    limits.comparable(20, "test", "patches:a")
-    limits.comparable(20, "test", "")
+    limits.comparable("test", "patches:a")
+    limits.comparable("test", "")
     for given, words in (
-        ((21, "test", "patches:a"), "rows 20, now 21"),
-        ((20, None, "patches:a"), "split test, now all"),
-        ((20, "test", "patches:b"), "images patches:a, now patches:b"),
+        ((None, "patches:a"), "split test, now all"),
+        (("test", "patches:b"), "images patches:a, now patches:b"),
     ):
         with pytest.raises(errors.UsageError, match=words):
             limits.comparable(*given)
-    baseline(tmp_path, record()).comparable(20, "test", "patches:b")
-    gates.limits(None, None, None, None).comparable(20, "test", "patches:b")
+    baseline(tmp_path, record()).comparable("test", "patches:b")
+    gates.limits(None, None, None, None).comparable("test", "patches:b")
+
+
+def test_a_baseline_of_other_rows_is_refused_counting_constant_ones(tmp_path):
+    limits = baseline(tmp_path, record(n=18, constant_rows=2))
+    limits.same_rows(20)
+    baseline(tmp_path, record()).same_rows(20)
+    gates.limits(None, None, None, None).same_rows(7)
+    with pytest.raises(errors.UsageError, match="rows 20, now 18"):
+        limits.same_rows(18)
+
+
+@pytest.mark.parametrize("gate", [(0.1, None), (None, 0.9)])
+def test_a_gate_fails_above_one_per_cent_of_constant_rows(gate):
+    asked = gates.limits(*gate, None, None)
+    asked.check_constant(100, 1)
+    with pytest.raises(errors.GateFailed, match=r"2 of 100 embeddings are constant \(2\.0 %\)"):
+        asked.check_constant(100, 2)
+
+
+def test_the_limit_on_constant_rows_can_be_set(tmp_path):
+    gates.limits(None, None, None, None).check_constant(100, 97)
+    gates.limits(None, 0.9, None, None, 0.5).check_constant(100, 50)
+    for asked in (gates.limits(None, None, None, None, 0.0), baseline(tmp_path, record())):
+        with pytest.raises(errors.GateFailed):
+            asked.check_constant(50, 1)
+    with pytest.raises(errors.UsageError, match="--max-constant 2 is not") as caught:
+        gates.limits(None, None, None, None, 2.0)
+    assert caught.value.hint == "--max-constant 0.5"
 
 
 def test_all_forms_of_a_result_are_baselines(tmp_path):
@@ -74,7 +101,7 @@ def test_all_forms_of_a_result_are_baselines(tmp_path):
     odcorr.odcorr(source, tmp_path / "folder")
     for name in ("o.parquet", "o.json", "folder", "folder/scores.json"):
         found = gates.limits(None, None, tmp_path / name, 0.0).baseline
-        assert (found.odcorr, found.n, found.split) == (expected, 20, "")
+        assert (found.odcorr, found.rows, found.split) == (expected, 20, "")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,26 @@ def test_fewer_than_two_usable_rows_is_an_error(z):
         odcorr.measure([z], *z.shape)
 
 
+@pytest.mark.parametrize("shape", [(20, 100), (200, 30)])
+@pytest.mark.parametrize("factor", [1e120, 1e-170, 1e-300])
+def test_correlations_do_not_depend_on_the_size_of_a_row(shape, factor):
+    # numpy.corrcoef squares 1e-170 to 0 as well, so it is asked about the rows of common size.
+    z = np.random.default_rng(12).standard_normal(shape)
+    scaled = z.copy()
+    scaled[3:6] *= factor
+    found = odcorr.measure([scaled[:5], scaled[5:]], *shape)
+    assert (found.n, found.constant_rows) == (shape[0], 0)
+    assert found.odcorr == pytest.approx(definition(z), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(20, 100), (200, 30)])
+@pytest.mark.parametrize(("factor", "words"), [(1e200, "too large"), (1e-170, "too small")])
+def test_what_cannot_be_squared_is_not_called_constant(shape, factor, words):
+    z = np.random.default_rng(13).standard_normal(shape) * factor
+    with pytest.raises(errors.InputError, match=f"{words} to square in float64"):
+        odcorr.measure([z], *shape)
+
+
 def test_half_precision_does_not_overflow():
     z = (np.random.default_rng(3).standard_normal((60, 20)) * 1e4).astype(np.float16)
     assert odcorr.measure([z], 60, 20).odcorr == pytest.approx(definition(z), abs=1e-12)
@@ -154,8 +174,8 @@ def test_a_collapsed_encoder_has_no_variance(rows):
 def test_sums_on_a_device_are_those_of_numpy():
     import torch
 
-    z = np.random.default_rng(11).standard_normal((300, 40)).astype(np.float32)
-    z[5], z[250:255] = 3.0, z[0]
+    z = np.random.default_rng(11).standard_normal((300, 40))
+    z[5], z[250:255], z[9] = 3.0, z[0], z[9] * 1e-200
     there = grams.DeviceGrams(40, torch.device("cpu"))
     here = grams.Grams(40)
     for block in (z[:5], z[5:6], z[6:128], z[128:]):
@@ -164,6 +184,7 @@ def test_sums_on_a_device_are_those_of_numpy():
     one, two = there.finish(), here.finish()
     assert one.used == two.used == 299
     clean = np.delete(z, 5, axis=0)
+    clean[8] *= 1e200
     assert one.off_diagonal == pytest.approx(definition(clean) ** 2 * 299 * 298, rel=1e-11)
     assert one.singular_R == pytest.approx(two.singular_R, rel=1e-9)
     assert one.variances_R == pytest.approx(two.variances_R, rel=1e-9)
