@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 F64 = npt.NDArray[np.float64]
 BLOCK_ROWS = 4096
-"""Rows multiplied at once: 32 MB of float64 at K = 1024, twice."""
+"""Rows multiplied at once: 32 MB of float64 at K = 1024, four times."""
 TILE_NUMBERS = 1 << 17
 """Numbers prepared at once: 1 MB, so that every step but the first finds them in the cache."""
 
@@ -88,15 +89,27 @@ class Rows:
         )
 
 
+class _Buffers(NamedTuple):
+    """A block, prepared."""
+
+    units_nK: F64
+    values_nK: F64
+
+
 class Grams:
-    """For N > K: adds up K x K matrices, so memory does not grow with N."""
+    """For N > K: adds up K x K matrices, so memory does not grow with N.
+
+    A thread multiplies one block while the next is read and prepared; the order of the sums stays.
+    """
 
     def __init__(self, width: int) -> None:
         self._unit_KK = np.zeros((width, width))
         self._spread_KK = np.zeros((width, width))
         self._product_KK = np.empty((width, width))
-        self._units = np.empty((BLOCK_ROWS, width))
-        self._values = np.empty((BLOCK_ROWS, width))
+        shape = (2, BLOCK_ROWS, width)
+        self._buffers = [_Buffers(*np.empty(shape)), _Buffers(*np.empty(shape))]
+        self._thread = futures.ThreadPoolExecutor(1, "pathfm-grams")
+        self._product: futures.Future[None] | None = None
         self._sum_K = np.zeros(width)
         self._origin_K: F64 | None = None
         self._used = 0
@@ -104,14 +117,27 @@ class Grams:
     def add(self, block_nK: npt.NDArray[Any]) -> None:
         """Take the rows of a float array."""
         for start in range(0, len(block_nK), BLOCK_ROWS):
-            count = self._fill(block_nK[start : start + BLOCK_ROWS])
-            for sums, rows in ((self._unit_KK, self._units), (self._spread_KK, self._values)):
+            buffers = self._buffers[0]
+            count = self._fill(block_nK[start : start + BLOCK_ROWS], buffers)
+            self._wait()
+            self._product = self._thread.submit(self._multiply, buffers, count)
+            self._buffers.reverse()
+            self._used += count
+
+    def _multiply(self, buffers: _Buffers, count: int) -> None:
+        pairs = (self._unit_KK, buffers.units_nK), (self._spread_KK, buffers.values_nK)
+        # A thread has warnings of its own; what overflows is refused at the end.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for sums, rows in pairs:
                 # numpy computes A.T @ A by the symmetric routine, at half the work.
                 np.matmul(rows[:count].T, rows[:count], out=self._product_KK)
                 sums += self._product_KK
-            self._used += count
 
-    def _fill(self, block_nK: npt.NDArray[Any]) -> int:
+    def _wait(self) -> None:
+        if self._product is not None:
+            self._product.result()
+
+    def _fill(self, block_nK: npt.NDArray[Any], buffers: _Buffers) -> int:
         """Put rows that are not constant into both buffers, by tiles that stay in the cache."""
         tile_rows = max(1, TILE_NUMBERS // block_nK.shape[1])
         count = 0
@@ -123,14 +149,16 @@ class Grams:
             if self._origin_K is None:
                 self._origin_K = values.mean(axis=0)
             into = slice(count, count + len(values))
-            self._units[into] = units
-            np.subtract(values, self._origin_K, out=self._values[into])
-            self._sum_K += self._values[into].sum(axis=0)
+            buffers.units_nK[into] = units
+            np.subtract(values, self._origin_K, out=buffers.values_nK[into])
+            self._sum_K += buffers.values_nK[into].sum(axis=0)
             count += len(values)
         return count
 
     def finish(self) -> Sums:
         """The sums; ask at most once."""
+        self._wait()
+        self._thread.shutdown()
         if self._origin_K is None or self._used < 2:
             return _too_few(self._used)
         return _sums(
