@@ -101,7 +101,8 @@ class Cluster:
             work: can be pickled, and gives the same result wherever it runs; sent once a worker.
             pieces: can be pickled.
             lost: the result of a piece that took several workers with it (Dask's setting
-                `distributed.scheduler.allowed-failures`, 3, and one); None raises.
+                `distributed.scheduler.allowed-failures`, 3, and one), and again on its own; None
+                raises.
 
         Raises:
             errors.PathfmError: what `work` raises, or a piece was lost.
@@ -117,9 +118,32 @@ class Cluster:
                     waiting.append((piece, future))
                 if not waiting:
                     return
-                yield _result(*waiting.popleft(), lost)
+                piece, future = waiting.popleft()
+                try:
+                    found = _result(future)
+                except _killed():
+                    others = [one for _, one in waiting]
+                    found = self._alone(shared, piece, others, lost)
+                yield found
         finally:
             self._client.cancel([future for _, future in waiting])
+
+    def _alone(
+        self, shared: Any, piece: T, others: Sequence[Any], lost: Callable[[T], R] | None
+    ) -> R:
+        """Do a piece again while nothing else is under way: Dask blames all that a worker held."""
+        for other in others:
+            other.exception()  # waits for its end, good or bad
+        try:
+            found: R = _result(self._client.submit(_apply, shared, piece, pure=False))
+        except _killed() as error:
+            if lost is not None:
+                return lost(piece)
+            raise errors.PathfmError(
+                "Workers died over the same piece of work, one after another.",
+                "workers with more memory; the same command goes on from what is finished",
+            ) from error
+        return found
 
 
 class _Shared(Generic[T, R]):
@@ -192,21 +216,18 @@ def _version() -> str:
     return pathfm_cli.__version__
 
 
-def _result(piece: T, future: Any, lost: Callable[[T], R] | None) -> R:
-    distributed: Any = importlib.import_module("distributed")
+def _killed() -> type[Exception]:
+    """What Dask raises of a piece that was under way where several workers died."""
+    killed: type[Exception] = importlib.import_module("distributed").KilledWorker
+    return killed
+
+
+def _result(future: Any) -> Any:
     comm: Any = importlib.import_module("distributed.comm")
     try:
-        found: R = future.result()
-    except distributed.KilledWorker as error:
-        if lost is not None:
-            return lost(piece)
-        raise errors.PathfmError(
-            "Workers died over the same piece of work, one after another.",
-            "workers with more memory; the same command goes on from what is finished",
-        ) from error
+        return future.result()
     except (comm.CommClosedError, futures.CancelledError) as error:
         raise errors.PathfmError(
             f"The cluster is gone: {errors.first_line(error)}.",
             "the same command goes on from what is finished",
         ) from error
-    return found

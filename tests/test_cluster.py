@@ -118,6 +118,18 @@ def test_a_piece_that_kills_every_worker_is_given_up() -> None:
         assert list(spread.map(deadly, range(3), lambda piece: -piece)) == [0, -1, 2]
 
 
+def slowly_deadly(piece: int) -> int:
+    time.sleep(0.3)
+    return deadly(piece)
+
+
+def test_neighbours_of_a_piece_that_kills_are_not_given_up() -> None:
+    with cluster.spread("local:1") as spread:
+        assert spread is not None
+        found = list(spread.map(slowly_deadly, range(5), lambda piece: -piece))
+    assert found == [0, -1, 2, 3, 4]
+
+
 def failing(piece: int) -> int:
     raise errors.InputError(f"piece {piece} is wrong.", "another")
 

@@ -85,7 +85,8 @@ def mask(
         return _masked(record, table.frame, frame, (f"{out} is up to date",))
     parts = artifacts.Parts(out, header)
     names = opened.table.frame["slide"].to_list()
-    todo = [n for n in range(-(-len(names) // CHUNK)) if n not in parts.done()]
+    done = parts.done()
+    todo = [n for n in range(-(-len(names) // CHUNK)) if n not in done]
     wanted = [name for n in todo for name in names[n * CHUNK : (n + 1) * CHUNK]]
     with _rows(opened, finder, wanted, workers, spread) as rows:
         for number, chunk in _chunks(rows, todo, len(names), max_failed, progress):

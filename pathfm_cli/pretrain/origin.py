@@ -204,7 +204,8 @@ def carry(
     if start.moments == "keep":
         if source.moments is None:
             raise transplant.lacks(source.name, "moments of AdamW", "--set start.moments=fresh")
-        transplant.moments(source.moments, student, optimiser, heads=start.heads == "keep")
+        heads = start.heads == "keep"
+        transplant.moments(source.moments, student, optimiser, source.name, heads=heads)
 
 
 def _is_run(path: Path) -> bool:

@@ -91,15 +91,26 @@ def moments(
     found: Mapping[str, torch.Tensor],
     student: nn.Module,
     optimiser: torch.optim.Optimizer,
+    init: str,
     *,
     heads: bool,
 ) -> None:
-    """Give AdamW the moments of the encoder's parameters, and of the heads' too if wanted."""
+    """Give AdamW the moments of the encoder's parameters, and of the heads' too if wanted.
+
+    Raises:
+        errors.UsageError: some are of another shape, as those of resampled positions.
+    """
     parameters = dict(student.named_parameters())
     for full, tensor in found.items():
         key, _, name = full.partition(".")
         parameter = parameters.get(name)
         if parameter is not None and (heads or name.startswith(("backbone.", "mask_token"))):
+            if tensor.ndim and tensor.shape != parameter.shape:
+                raise errors.UsageError(
+                    f"The moments of {name} in {init} are {tuple(tensor.shape)}, "
+                    f"not {tuple(parameter.shape)}.",
+                    "--set start.moments=fresh",
+                )
             optimiser.state[parameter][key] = shard.like(parameter, tensor)
 
 

@@ -55,6 +55,8 @@ def job(
     """
     # A process with another working folder must find it too.
     found = os.path.abspath(spec) if os.path.exists(spec) else spec
+    # `auto` may mean something else there.
+    how = {**how, "precision": encoder.precision}
     return Job(
         opening=opening,
         loading=functools.partial(weights.load, found, **how),

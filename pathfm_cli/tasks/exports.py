@@ -69,7 +69,13 @@ def measure(
                 progress=told,
             )
             source = features.open_features(file)
-            measured[step], _ = odcorr.timed(source, source.rows(split), device, None)
+            try:
+                measured[step], _ = odcorr.timed(source, source.rows(split), device, None)
+            except odcorr.TooFewRows as error:
+                # A collapse that training came out of; the last export is what is judged.
+                if step == max(found):
+                    raise
+                measured[step] = {"n": 0, "constant_rows": error.constant_rows}
     return _publish(measured, header, split or "", out)
 
 
@@ -112,7 +118,11 @@ def _publish(
     header = artifacts.Header(
         kind=header.kind, parents=header.parents, settings=header.settings, metrics=last
     )
-    notes = odcorr.notes(last)
+    collapsed = [step for step, numbers in measured.items() if "odcorr" not in numbers]
+    notes = (
+        *odcorr.notes(last),
+        *(f"all embeddings of step {step} are constant" for step in collapsed),
+    )
     document = {"notes": notes}
     record = (
         scores.write(out, scores.table(rows), header, document) if out else scores.unsaved(header)
@@ -139,9 +149,12 @@ def _by_step(frame: pl.DataFrame) -> dict[int, dict[str, float]]:
 
 def _lines(measured: Mapping[int, Mapping[str, float]], last: Mapping[str, float]) -> list[str]:
     width = len(str(max(measured)))
-    steps = [
-        f"step {step:>{width}}   ODCorr {numbers['odcorr']:.4f}   RankMe {numbers['rankme']:.1f}"
-        + (f"   alpha {numbers['alpha']:.2f}" if "alpha" in numbers else "")
-        for step, numbers in measured.items()
-    ]
+    steps = [f"step {step:>{width}}   {_line(numbers)}" for step, numbers in measured.items()]
     return [*steps, *odcorr.lines(last)]
+
+
+def _line(numbers: Mapping[str, float]) -> str:
+    if "odcorr" not in numbers:
+        return f"all {numbers['constant_rows']:.0f} embeddings are constant"
+    alpha = f"   alpha {numbers['alpha']:.2f}" if "alpha" in numbers else ""
+    return f"ODCorr {numbers['odcorr']:.4f}   RankMe {numbers['rankme']:.1f}{alpha}"

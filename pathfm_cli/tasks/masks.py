@@ -62,11 +62,13 @@ class Labelled:
 def read_table(path: str | Path) -> list[Item]:
     """Read a CSV, TSV or Parquet with the columns image, label, split and, if it likes, id.
 
-    Files are relative to the table. Without `id` an image is called by its file.
+    Files are relative to the table and below it, or absolute. Without `id` an image is called by
+    its file.
 
     Raises:
         errors.InputError: the table is missing, unreadable or empty.
-        errors.UsageError: a column or a value is missing, or two images have one name.
+        errors.UsageError: a column or a value is missing, two images have one name, or a path leads
+            out of the table's folder.
     """
     path = Path(path)
     table = metadata.read(path)
@@ -81,7 +83,12 @@ def read_table(path: str | Path) -> list[Item]:
     if empty := [column.name for column in rows if column.null_count()]:
         raise errors.UsageError(f"{path} has empty cells in {', '.join(empty)}.", "fill them")
     items = [
-        Item(row[named], path.parent / row["image"], path.parent / row["label"], row["split"])
+        Item(
+            row[named],
+            metadata.place(path, row["image"]),
+            metadata.place(path, row["label"]),
+            row["split"],
+        )
         for row in rows.iter_rows(named=True)
     ]
     _check_names(items, path)

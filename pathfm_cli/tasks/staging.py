@@ -42,6 +42,8 @@ def staged(out: Path, name: str) -> Iterator[Path]:
     stage = _stage(out, name)
     out = stage.with_name(stage.name.removesuffix(f".parts-{name}"))
     old = stage.with_name(f"{stage.name}.old")
+    if old.exists() and not out.exists():  # a kill between the two renames below
+        os.replace(old, out)
     for leftover in (stage, old):
         shutil.rmtree(leftover, ignore_errors=True)
     stage.mkdir(parents=True)
@@ -49,10 +51,15 @@ def staged(out: Path, name: str) -> Iterator[Path]:
         yield stage
         if out.exists():
             os.replace(out, old)
-        os.replace(stage, out)
+        try:
+            os.replace(stage, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for leftover in (stage, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _stage(out: Path, name: str) -> Path:

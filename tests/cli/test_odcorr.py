@@ -3,13 +3,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import safetensors
 import torch
 from processes import pathfm
+from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, errors
 from pathfm_cli.model import export, vit
@@ -317,3 +320,20 @@ def test_a_baseline(run_folder):
     assert "does not compare: images patches:" in other.stderr
     alone = pathfm("odcorr", "run", "--tolerance", "0.1", cwd=run_folder)
     assert alone.returncode == 2 and "go together" in alone.stderr
+
+
+def test_a_constant_export_on_the_way_ends_nothing(run_folder):
+    folder = run_folder / "collapsed"
+    shutil.copytree(run_folder / "run", folder)
+    early = folder / "exports" / "step-000005" / export.WEIGHTS
+    with safetensors.safe_open(early, "pt") as file:
+        metadata = file.metadata()
+    state = safetensors_torch.load_file(early)
+    for name in ("norm.weight", "norm.bias"):
+        state[name].zero_()
+    safetensors_torch.save_file(state, early, metadata=metadata)
+    done = pathfm("odcorr", "collapsed", "--every-export", "--max", "0.9999", cwd=run_folder)
+    assert done.returncode == 0, done.stderr
+    first, last = json.loads(done.stdout)["exports"]
+    assert first == {"step": 5} and last["step"] == 40 and 0 < last["odcorr"] < 1
+    assert "all embeddings of step 5 are constant" in done.stderr

@@ -75,6 +75,13 @@ def test_moments_of_the_mask_token_are_kept_with_fresh_heads(micro2, earlier):
     assert not method.optimiser.state[method.student.head.last_layer.weight_v]
 
 
+def test_moments_of_resampled_positions_are_refused(micro2, earlier):
+    changes = ("start.student=own", "start.moments=keep", "crops.global_size_px=48")
+    with pytest.raises(errors.UsageError, match="moments of backbone.pos_embed in") as caught:
+        dinov2.Dinov2(micro2(f"model.init={earlier}", *changes), HERE)
+    assert caught.value.hint == "--set start.moments=fresh"
+
+
 def test_a_second_head_that_is_not_wanted_is_told(micro2, earlier, caplog):
     import dataclasses
 

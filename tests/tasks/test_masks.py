@@ -36,6 +36,15 @@ def test_classes_are_kept_and_instances_become_foreground(tmp_path):
     assert masks.largest(one) == 3
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_table_does_not_lead_out_of_its_folder(tmp_path, column):
+    row = {"image": ["a.png"], "label": ["b.png"], "split": ["train"], "id": ["a"]}
+    path = tmp_path / "t.csv"
+    pl.DataFrame({**row, column: ["../secret.png"]}).write_csv(path)
+    with pytest.raises(errors.UsageError, match="leads out of the table's folder"):
+        masks.read_table(path)
+
+
 def test_sixteen_bit_numbers_of_objects(tmp_path):
     label = np.array([[0, 256], [512, 65535]], np.uint16)
     one = item(tmp_path, picture(2, 2), label)
