@@ -150,6 +150,7 @@ def test_errors_of_the_work_come_through_with_their_hint() -> None:
         (["index", "x", "--dask", "http://h:1", "-o", "s"], "names no cluster"),
         (["sample", "x", "--n", "3", "--dask", "local:1", "-o", "s"], "spreads a grid"),
         (["embed", "--images", "x", "--dask", "local:1", "-o", "s"], "not image files"),
+        (["embed", "x", "--dask", "tcp://h:1", "--cache", "c", "-o", "s"], "the workers have"),
     ],
 )
 def test_addresses_and_uses_that_are_refused(

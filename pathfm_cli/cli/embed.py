@@ -83,6 +83,10 @@ def embed(
     if dask:
         cluster.check(dask)
         _refuse_spread(images_or_task=bool(images or task))
+        if cache is not None and not dask.startswith(cluster.LOCAL):
+            raise errors.UsageError(
+                "--cache is for this machine; the workers have PATHFM_CACHE.", "leave out --cache"
+            )
     if cache is not None and not dry_run:
         tile_cache.use(cache, cache_gb)
     request.check(out, overwrite=overwrite)

@@ -18,7 +18,7 @@ Overwrite = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the result.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Say what would be done; touch nothing.")
+    bool, typer.Option("--dry-run", "-n", help="Say what would be done; write nothing.")
 ]
 MEASURE_S = 20.0
 """About as long as a person waits for an answer."""

@@ -22,7 +22,7 @@ def plan(
     device: str = "auto",
     measure_s: float = 0.0,
 ) -> dict[str, Any]:
-    """What `pretrain` would do, as names and values for a person; touches nothing.
+    """What `pretrain` would do, as names and values for a person; writes nothing.
 
     Args:
         source: a `tissue` or `patches` artifact.

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ import torch
 
 from pathfm_cli.data import cohort, draw, estimate, fixed, stream
 from pathfm_cli.model import device as devices
-from pathfm_cli.pretrain import augment, dino, place, recipe, run, train
+from pathfm_cli.pretrain import augment, dino, origin, place, recipe, run, sections, train
 
 READ_BATCH = 16
 READ_SHARE = 0.4
 """Share of the time that reading is measured; the rest is for steps."""
 CPU_PATCHES = 2
-"""Patches of a step that is tried on a CPU; it takes time in proportion to them."""
+"""Patches of a step that is tried on a CPU, and then twice as many: its time grows with them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,9 @@ def rehearse(
     patches: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Try a run out; writes nothing.
+    """Try a run out; writes nothing, and asks nobody for first weights: any are as fast.
+
+    Reading is tried in one thread. A run on CUDA has reading processes, and is faster by these.
 
     Args:
         source: a `tissue` or `patches` artifact.
@@ -104,19 +106,21 @@ def _steps(settings: recipe.Recipe, size: run.Size, device: str, seconds: float)
     here = place.Place(0, 1, devices.pick(device))
     cuda = here.device.type == "cuda"
     count = size.share.at_once if cuda else min(CPU_PATCHES, size.share.at_once)
+    fresh = dataclasses.replace(settings.model, init=origin.SCRATCH)
+    settings = dataclasses.replace(settings, model=fresh, start=sections.Start())
     method = train.begin(settings, here)
-    side = settings.data.size_px
-    pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8).to(here.device)
-    saved: list[int] = []
+    side, most = settings.data.size_px, count if cuda else 2 * count
+    pixels = torch.randint(0, 256, (most, side, side, 3), dtype=torch.uint8).to(here.device)
 
     def take(numbers: range) -> None:
-        views = augment.parts(settings, pixels, np.asarray(numbers), 1)
+        views = augment.parts(settings, pixels[: len(numbers)], np.asarray(numbers), 1)
         method.step_in_parts(0, views, 1, measure=False)
         if cuda:
             torch.cuda.synchronize(here.device)
 
-    with _counting(saved):
-        take(range(count))
+    few, more = _saved(method, take, count), 0
+    if not cuda and size.share.at_once >= 2 * count:
+        more = _saved(method, take, 2 * count)
     pieces = (range(count) for _ in itertools.count())
     patches_per_s = estimate.rate(pieces, seconds, take)
     state = _state_bytes(method)
@@ -124,12 +128,24 @@ def _steps(settings: recipe.Recipe, size: run.Size, device: str, seconds: float)
         whole = torch.cuda.max_memory_allocated(here.device)
         each = (whole - state) / count
         return Step(patches_per_s=patches_per_s, state_bytes=state, patch_bytes=each)
-    return Step(patches_per_s=patches_per_s, state_bytes=state, patch_bytes=sum(saved) / count)
+    # What does not grow with the patches, such as prototypes brought to length 1, is no patch's.
+    each = (more - few) / count if more else few / count
+    fixed_bytes = few - round(each * count)
+    return Step(patches_per_s=patches_per_s, state_bytes=state + fixed_bytes, patch_bytes=each)
 
 
-def _counting(saved: list[int]) -> Any:
-    """Note the bytes of every tensor that the way back will need; each storage once."""
-    seen: set[int] = set()
+def _saved(method: dino.Dino, take: Callable[[range], None], count: int) -> int:
+    """Take a step; return the bytes of all that its way back needed, weights aside."""
+    saved: list[int] = []
+    with _counting(saved, method):
+        take(range(count))
+    return sum(saved)
+
+
+def _counting(saved: list[int], method: dino.Dino) -> Any:
+    """Note the bytes of every tensor that the way back will need, each storage once."""
+    weights = (*method.student.parameters(), *method.teacher.parameters())
+    seen = {weight.untyped_storage().data_ptr() for weight in weights}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

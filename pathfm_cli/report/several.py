@@ -27,6 +27,10 @@ LEAST_POINTS = 3
 """A rank correlation of fewer points says nothing."""
 
 
+SCORES = ("balanced_accuracy", "dice_micro_foreground")
+"""What a leaderboard ranks by: of a probe, of a segmentation."""
+
+
 def section(given: Sequence[inputs.Input]) -> str:
     """What can be said of all of them together; empty if nothing can."""
     if len(given) < 2:
@@ -49,10 +53,11 @@ def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
     boards: dict[tuple[str, str], list[tuple[float, Sequence[Any]]]] = {}
     for one in scored:
         numbers = one.header.metrics
-        value = numbers.get("balanced_accuracy", numbers.get("dice_micro_foreground"))
-        if value is None:
+        name = next((name for name in SCORES if name in numbers), None)
+        if name is None:
             continue
-        low, high = (numbers.get(f"balanced_accuracy_{end}") for end in ("low", "high"))
+        value = numbers[name]
+        low, high = (numbers.get(f"{name}_{end}") for end in ("low", "high"))
         bar = (
             tables.share(value)
             if low is None or high is None
@@ -84,8 +89,16 @@ def _leaderboard(scored: Sequence[inputs.Scores]) -> str:
 
 
 def _data_set(one: inputs.Scores) -> str:
-    name = str(one.scored.get("task", "data set not named"))
+    name = str(one.scored.get("task", "")) or _unnamed(one)
     return f"{name} (not complete)" if one.scored.get("partial") else name
+
+
+def _unnamed(one: inputs.Scores) -> str:
+    """Of a segmentation, which images and classes they are; all else is not known."""
+    settings, said = one.header.settings, ["data set not named"]
+    said += [parent for parent in one.header.parents if parent.startswith("images:")]
+    said += [f"{key} {settings[key]}" for key in ("labels", "classes") if settings.get(key)]
+    return ", ".join(said)
 
 
 def _side_by_side(trained: Sequence[inputs.Run]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,8 +217,11 @@ def _open_parquet(path: Path) -> Features:
 
 
 def _images(header: artifacts.Header) -> str:
-    """The parent that is no encoder."""
-    return next((name for name in header.parents if not name.startswith("encoder:")), "")
+    """The parent that is no encoder; of tissue, with the grid over it."""
+    parent = next((name for name in header.parents if not name.startswith("encoder:")), "")
+    if (grid := header.settings.get("grid")) is None:
+        return parent
+    return f"{parent} {json.dumps(grid, sort_keys=True, separators=(',', ':'))}"
 
 
 def refuse_tokens(path: Path, kind: pl.DataType | None) -> None:

@@ -109,6 +109,27 @@ def test_scores_that_were_made_otherwise_share_no_table():
     assert scores(task="segment") == "segment"
 
 
+def test_segmentations_of_other_images_or_classes_share_no_table():
+    def board(images, **settings):
+        header = artifacts.Header(
+            kind="scores",
+            parents=(f"images:{images}", "encoder:e"),
+            settings={"task": "segment", **settings},
+            metrics={
+                "dice_micro_foreground": 0.5,
+                "dice_micro_foreground_low": 0.4,
+                "dice_micro_foreground_high": 0.6,
+            },
+        )
+        return inputs.Scores("p", None, header, pl.DataFrame(), {})
+
+    same = several._leaderboard([board("a", labels="objects"), board("a", labels="objects")])
+    assert same.count("<h4>") == 1 and "data set not named, images:a, labels objects" in same
+    assert "0.400 to 0.600" in same
+    for other in (board("b", labels="objects"), board("a", labels="classes")):
+        assert several._leaderboard([board("a", labels="objects"), other]).count("<h4>") == 2
+
+
 def test_spearman():
     assert several.spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     assert several.spearman([1, 2], [1, 2]) is None

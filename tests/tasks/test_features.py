@@ -167,3 +167,27 @@ def test_splits(tmp_path):
     with pytest.raises(errors.UsageError, match="no split 'val'") as caught:
         features.open_features(path).rows("val")
     assert caught.value.hint == "its splits: test, train"
+
+
+def test_grids_over_the_same_tissue_are_other_images(tmp_path):
+    seen = []
+    for mpp in (1.0, 0.998):
+        path = tmp_path / f"{mpp}.parquet"
+        frame = pl.DataFrame(
+            {
+                "id": ["a"],
+                "embedding": pl.Series([[1.0, 2.0]], dtype=pl.Array(pl.Float32, 2)),
+                "error": pl.Series([None], dtype=pl.String),
+            }
+        )
+        header = artifacts.Header(
+            kind="embeddings",
+            parents=("tissue:abc", "encoder:def"),
+            settings={"grid": {"mpp": [mpp], "size_px": 64}},
+        )
+        artifacts.write_table(path, frame, header)
+        seen.append(features.open_features(path).images)
+    assert seen == [
+        'tissue:abc {"mpp":[1.0],"size_px":64}',
+        'tissue:abc {"mpp":[0.998],"size_px":64}',
+    ]
