@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from PIL import Image
 from processes import pathfm
 
 from pathfm_cli import artifacts, cluster, errors
@@ -158,6 +159,16 @@ def test_addresses_and_uses_that_are_refused(
 ) -> None:
     done = pathfm(*arguments, cwd=tmp_path)
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_workers_of_embed_compute_in_the_precision_that_is_recorded(tmp_path: Path) -> None:
+    from pathfm_cli.model import weights
+    from pathfm_cli.tasks import apart, embed, images
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    data, encoder = images.open_images(tmp_path), weights.load(MODEL, precision="fp32")
+    found = apart.job(lambda: data, MODEL, {"precision": "auto"}, data, encoder, embed.Reading())
+    assert found.loading.keywords == {"precision": "fp32"}  # type: ignore[attr-defined]
 
 
 def test_nobody_at_the_address(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,11 +284,23 @@ def test_bf16_step_is_close_to_fp32(micro2):
         ("model.global_pool=avg", "trains the class token"),
         ("method=dino", "loss.ibot is 1.0, but method is dino"),
         ("masks.share=1.5", "masks.share is 1.5"),
+        ("masks.ratio=[0.0,0.0]", "masks.ratio 0.0 hides nothing"),
+        ("masks.share=0.0", "masks.share 0.0 of masks.ratio 0.5 hides nothing"),
+        ("model.reg_tokens=-1", "model.reg_tokens is -1"),
+        ("model.reg_tokens=1025", "model.reg_tokens is 1025"),
+        ("loss.sinkhorn_iterations=101", "loss.sinkhorn_iterations is 101"),
+        ("loss.kde_concentration=1e308", "loss.kde_concentration is 1e"),
     ],
 )
 def test_settings_that_do_not_go_together(micro2, change, message):
     with pytest.raises(errors.UsageError, match=message):
         micro2(change)
+
+
+def test_dinov2_without_anything_of_its_own_is_refused(micro2):
+    settings = one_head(micro2("loss.centring=ema"))
+    with pytest.raises(errors.UsageError, match="all that it adds to dino is off"):
+        dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, ibot=0.0))
 
 
 def test_an_encoder_without_tokens_is_refused(micro2):

@@ -53,3 +53,11 @@ def test_koleo_takes_more_processes_but_no_parts(micro):
     assert run.shared(settings, run.Machine(), 2).at_once == 2
     with pytest.raises(errors.UsageError, match="compares all images of a batch"):
         run.shared(settings, run.Machine(accumulate=2), 1)
+
+
+@pytest.mark.parametrize(("over", "batch", "processes"), [("ranks", 1, 1), ("rank", 2, 2)])
+def test_koleo_of_one_image_is_refused_before_anything_is_read(micro2, over, batch, processes):
+    settings = micro2(f"train.batch_size={batch}", f"loss.spread_over={over}")
+    with pytest.raises(errors.UsageError, match="sees one at a time") as caught:
+        run.shared(settings, run.Machine(), processes)
+    assert f"train.batch_size={2 * processes}" in caught.value.hint
