@@ -6,16 +6,16 @@ import math
 import shutil
 from pathlib import Path
 
+import exported
 import numpy as np
 import polars as pl
 import pytest
 import safetensors
-import torch
 from processes import pathfm
 from safetensors import torch as safetensors_torch
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.model import export, vit
+from pathfm_cli.model import export
 from pathfm_cli.tasks import exports, runs
 
 OWN = "run/patches.parquet"
@@ -187,21 +187,11 @@ def run_folder(tmp_path_factory):
     ):
         done = pathfm(*arguments, cwd=folder)
         assert done.returncode == 0, done.stderr
-    encoder = vit.build("vit_tiny_patch16_224", depth=2)
-    half = (0.5, 0.5, 0.5)
-    info = export.Info(
-        arch="vit_tiny_patch16_224",
-        kwargs={"depth": 2, "dynamic_img_size": True},
-        image_size_px=64,
-        mean=half,
-        std=half,
-    )
+    encoder, info = exported.encoder(), exported.INFO
     header = artifacts.Header(kind="checkpoint", settings={"a": 1})
     export.export(folder / "run", encoder, dataclasses.replace(info, step=40), header)
     export.export(folder / "bare", encoder, info, header)
-    with torch.no_grad():
-        encoder.norm.weight.zero_()
-        encoder.norm.bias.copy_(torch.linspace(-1, 1, len(encoder.norm.bias)))
+    exported.collapse(encoder)
     early = artifacts.Header(kind="checkpoint", settings={"a": 1, "step": 5})
     info = dataclasses.replace(info, step=5)
     export.export(folder / "run" / "exports" / "step-000005", encoder, info, early)

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exported
 import pytest
-import torch
 from processes import pathfm
 
 from pathfm_cli import artifacts
-from pathfm_cli.model import export, vit
+from pathfm_cli.model import export
 
 FOLDER = Path(__file__).parents[2] / "examples" / "ci"
 SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
@@ -42,20 +42,10 @@ def folder(tmp_path_factory):
     ):
         done = pathfm(*arguments, cwd=folder)
         assert done.returncode == 0, done.stderr
-    encoder = vit.build("vit_tiny_patch16_224", depth=2)
-    half = (0.5, 0.5, 0.5)
-    info = export.Info(
-        arch="vit_tiny_patch16_224",
-        kwargs={"depth": 2, "dynamic_img_size": True},
-        image_size_px=64,
-        mean=half,
-        std=half,
-    )
+    encoder, info = exported.encoder(), exported.INFO
     header = artifacts.Header(kind="checkpoint", settings={"of": "healthy"})
     export.export(folder / "healthy", encoder, info, header)
-    with torch.no_grad():
-        encoder.norm.weight.zero_()
-        encoder.norm.bias.copy_(torch.linspace(-1, 1, len(encoder.norm.bias)))
+    exported.collapse(encoder)
     header = dataclasses.replace(header, settings={"of": "collapsed"})
     export.export(folder / "collapsed", encoder, info, header)
     return folder
