@@ -122,10 +122,11 @@ def prepare(
     goes_on = not overwrite and old is not None and old.id == header.id
     for name in () if goes_on else _OWN:
         _remove(run / name)
-    with disk.atomic(run / CONFIG) as temporary:
-        temporary.write_text(config.dumps(settings), encoding="utf-8")
+    # The identity comes first: other machines, and who goes on after a kill, must know the folder.
     with disk.atomic(run / IDENTITY) as temporary:
         temporary.write_text(header.dumps() + "\n", encoding="utf-8")
+    with disk.atomic(run / CONFIG) as temporary:
+        temporary.write_text(config.dumps(settings), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -170,7 +171,10 @@ def _try_lock(file: Any) -> bool:
 
 
 def _is_empty(run: Path) -> bool:
-    return all(path.name == _LOCK for path in run.iterdir())
+    """Whether nothing was begun: there is at most the lock, and an identity half written."""
+    return all(
+        path.name == _LOCK or path.name.startswith(f"{IDENTITY}.tmp-") for path in run.iterdir()
+    )
 
 
 def _is_run(run: Path) -> bool:

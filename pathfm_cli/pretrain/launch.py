@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pathfm_cli import errors
-from pathfm_cli.pretrain import stop
+from pathfm_cli.pretrain import meeting, stop
 
 WORKER = "pathfm_cli.pretrain.worker"
 ERROR_FILE = "PATHFM_ERROR_FILE"
@@ -111,24 +113,33 @@ def launch(
         nodes: the machines of the run, of which this is one.
 
     Raises:
-        errors.Interrupted: a signal stopped them.
-        errors.PathfmError: what a worker raised, or that one died.
+        errors.Interrupted: a signal stopped them; one that comes before all machines are there may
+            end this process instead, with the same words and exit code.
+        errors.PathfmError: what a worker raised, that one died, or that the machines did not meet.
     """
+    from torch import distributed
     from torch.distributed.elastic import multiprocessing
     from torch.distributed.elastic.multiprocessing import errors as elastic_errors
     from torch.distributed.launcher import api
 
+    from pathfm_cli.pretrain import place
+
+    patience = place.patience()
     _silence("torch.distributed.elastic")
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
-        with _environment(count, file):
-            run = api.elastic_launch(_config(count, scratch, nodes), sys.executable)
+        with _environment(count, file), meeting.stoppable(Path(scratch)):
+            run = api.elastic_launch(_config(count, scratch, nodes, patience), sys.executable)
             try:
+                if nodes.rank:
+                    meeting.reach(nodes.endpoint, patience.total_seconds())
                 run("-m", WORKER, *arguments)
             except multiprocessing.SignalException as error:
                 raise _interrupted(file) from error
             except elastic_errors.ChildFailedError as error:
                 raise _failure(file, error) from error
+            except (distributed.DistError, OSError) as error:
+                raise meeting.missed(nodes.count, nodes.endpoint, str(error)) from error
     report()
 
 
@@ -139,7 +150,7 @@ def _silence(package: str) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _config(count: int, scratch: str, nodes: Nodes) -> Any:
+def _config(count: int, scratch: str, nodes: Nodes, patience: datetime.timedelta) -> Any:
     from torch.distributed.elastic import multiprocessing
     from torch.distributed.launcher import api
 
@@ -160,7 +171,7 @@ def _config(count: int, scratch: str, nodes: Nodes) -> Any:
         run_id="pathfm",
         rdzv_backend="static",
         rdzv_endpoint=nodes.endpoint or f"127.0.0.1:{_free_port()}",
-        rdzv_configs={"rank": nodes.rank},
+        rdzv_configs={"rank": nodes.rank, "timeout": math.ceil(patience.total_seconds())},
         max_restarts=0,
         monitor_interval=0.1,
         **options,

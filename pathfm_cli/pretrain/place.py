@@ -16,7 +16,7 @@ from pathfm_cli import errors
 from pathfm_cli.model import device as devices
 
 PATIENCE = "PATHFM_PEER_TIMEOUT_S"
-"""Environment variable: how long ranks wait for each other, seconds."""
+"""Environment variable: how long ranks, and machines at the start, wait for each other, seconds."""
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|peer", re.IGNORECASE
 )
@@ -55,8 +55,8 @@ class Place:
         self.any(False)
 
 
-def _patience() -> datetime.timedelta:
-    """How long ranks wait for each other: `PATIENCE`, in seconds, or half an hour as torch does.
+def patience() -> datetime.timedelta:
+    """How long is waited for others: `PATIENCE`, in seconds, or half an hour as torch does.
 
     Raises:
         errors.UsageError: it is no number above 0.
@@ -87,7 +87,7 @@ def join(device: str) -> Iterator[Place]:
         torch.cuda.set_device(picked)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_patience())
+        distributed.init_process_group(backend, timeout=patience())
     try:
         yield Place(rank, world_size, picked)
     except RuntimeError as error:

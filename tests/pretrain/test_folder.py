@@ -1,11 +1,12 @@
 """Who a run folder belongs to, and what is never overwritten by mistake."""
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.pretrain import folder, recipe
 
 
@@ -110,3 +111,24 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     other.communicate()
     with folder.lock(tmp_path):
         pass
+
+
+def test_another_machine_may_look_at_any_moment_of_the_preparation(tmp_path, monkeypatch):
+    run, looks = tmp_path / "run", []
+    atomic = disk.atomic
+
+    def look():
+        looks.append(folder.inspect(run, header(a=1), overwrite=False))
+
+    @contextlib.contextmanager
+    def watched(path):
+        look()
+        with atomic(path) as temporary:
+            look()
+            yield temporary
+            look()
+        look()
+
+    monkeypatch.setattr(disk, "atomic", watched)
+    begun(run, header(a=1))
+    assert looks == 8 * [None]

@@ -50,7 +50,7 @@ def worker(tmp_path, monkeypatch, code):
 
 
 def test_workers_have_no_stdin_and_write_to_stderr(tmp_path, monkeypatch, capfd):
-    worker(tmp_path, monkeypatch, "import sys; print('said', repr(sys.stdin.read()))")
+    worker(tmp_path, monkeypatch, "import os, sys; os.write(1, b'said %a\\n' % sys.stdin.read())")
     ticks = []
     launch.launch(2, [], lambda: ticks.append(1))
     captured = capfd.readouterr()
