@@ -124,7 +124,7 @@ def embed(
         if measure_s:
             from pathfm_cli.tasks import rehearsal
 
-            found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s)
+            found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s, workers)
         return sink.plan(found)
     network = network or encoder.load(spec, **how)
     from pathfm_cli.tasks import apart

@@ -117,7 +117,7 @@ def pretrain(
     sink = output.Sink(json, quiet)
     if dry_run:
         found = plan.plan(
-            *(path, out, settings, size), overwrite=overwrite, device=device, measure_s=measure_s
+            *(path, out, settings, size), overwrite=overwrite, machine=machine, measure_s=measure_s
         )
         return sink.plan(found)
     with progress.track("pretrain", quiet=quiet or launch.is_rank(), detail=True) as report:

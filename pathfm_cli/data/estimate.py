@@ -39,12 +39,15 @@ class Rates:
         compute_per_s: patches that the network takes in a second.
         remote: whether the slides lie behind a network.
         seconds: how long it was measured.
+        one_after_the_other: whether reading and the network share the cores, so that their times
+            add up; else the slower one decides.
     """
 
     read_per_s: float
     compute_per_s: float
     remote: bool
     seconds: float
+    one_after_the_other: bool = False
 
     @property
     def limit(self) -> str:
@@ -55,7 +58,8 @@ class Rates:
 
     def outlook(self, patches: int) -> dict[str, Any]:
         """Names and values for a person: the duration of so many patches, and what limits it."""
-        seconds = patches / min(self.read_per_s, self.compute_per_s)
+        times = (patches / self.read_per_s, patches / self.compute_per_s)
+        seconds = sum(times) if self.one_after_the_other else max(times)
         return {
             "read_patches_per_s": round(self.read_per_s, 2),
             "compute_patches_per_s": round(self.compute_per_s, 2),

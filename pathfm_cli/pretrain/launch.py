@@ -128,7 +128,7 @@ def launch(
     _silence("torch.distributed.elastic")
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
-        with _environment(count, file), meeting.stoppable(Path(scratch)):
+        with environment(count, file), meeting.stoppable(Path(scratch)):
             run = api.elastic_launch(_config(count, scratch, nodes, patience), sys.executable)
             try:
                 if nodes.rank:
@@ -185,7 +185,7 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _environment(count: int, error_file: Path) -> Iterator[None]:
+def environment(count: int, error_file: Path) -> Iterator[None]:
     """Set what the workers inherit; threads are shared out unless somebody has chosen already."""
     threads = max(1, (os.cpu_count() or 1) // count)
     before = dict(os.environ)
@@ -263,7 +263,8 @@ def leave_error(error: errors.PathfmError) -> None:
         json.dump(document, file)
 
 
-def _left(file: Path) -> errors.PathfmError | None:
+def left(file: Path) -> errors.PathfmError | None:
+    """The error that a process left by `leave_error`, if any."""
     if not file.exists():
         return None
     document = json.loads(file.read_text(encoding="utf-8"))
@@ -274,15 +275,15 @@ def _left(file: Path) -> errors.PathfmError | None:
 
 
 def _interrupted(file: Path) -> errors.PathfmError:
-    return _left(file) or errors.Interrupted(
+    return left(file) or errors.Interrupted(
         "Stopped by a signal before a new checkpoint.", "run the same command again to go on"
     )
 
 
 def _failure(file: Path, error: Any) -> errors.PathfmError:
-    left = _left(file)
-    if left is not None:
-        return left
+    known = left(file)
+    if known is not None:
+        return known
     rank, first = error.get_first_failure()
     return errors.PathfmError(
         f"Training process {rank} ended with exit code {first.exitcode}; see above.",

@@ -19,7 +19,7 @@ def plan(
     size: run.Size,
     *,
     overwrite: bool,
-    device: str = "auto",
+    machine: run.Machine | None = None,
     measure_s: float = 0.0,
 ) -> dict[str, Any]:
     """What `pretrain` would do, as names and values for a person; writes nothing.
@@ -30,8 +30,8 @@ def plan(
         settings: the recipe.
         size: how the batch is shared.
         overwrite: whether a run made with other inputs or settings would be replaced.
-        device: where the run is tried out.
-        measure_s: for how long, about; 0: not at all.
+        machine: processes and devices; None: as they are by default.
+        measure_s: for how long the run is tried out, about; 0: not at all.
 
     Raises:
         errors.PathfmError: the inputs, or first weights on this disk, would be refused.
@@ -54,7 +54,8 @@ def plan(
     if measure_s and patches:
         from pathfm_cli.pretrain import rehearsal
 
-        tried = rehearsal.rehearse(source, settings, size, device, patches, measure_s)
+        machine = machine or run.Machine()
+        tried = rehearsal.rehearse(source, settings, size, machine, patches, measure_s)
     return {
         "recipe": settings.name,
         "input": f"{os.fspath(source)} ({parent.kind}, {parent.rows} rows)",

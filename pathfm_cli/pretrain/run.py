@@ -143,7 +143,7 @@ def rank(
             run,
             header,
             settings,
-            _readers(machine, here.device.type),
+            readers(machine, int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
             shared(settings, machine, here.world_size).parts,
             machine.patch_cache,
         )
@@ -270,14 +270,20 @@ def _values(settings: recipe.Recipe) -> dict[str, Any]:
     return values
 
 
-def _readers(machine: Machine, device: str) -> int:
+def readers(machine: Machine, local: int) -> int:
     """Reading processes per rank: what was asked for, else, beside a GPU, its share of the cores.
 
     On the CPU the network needs the cores: a thread reads.
+
+    Args:
+        machine: processes and devices.
+        local: ranks on this machine.
     """
-    if machine.workers or device != "cuda":
+    from pathfm_cli.model import device as devices
+
+    if machine.workers or devices.pick(machine.device).type != "cuda":
         return machine.workers
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1)
+    return max(1, (os.cpu_count() or 1) // local - 1)
 
 
 def _digest(path: Path) -> str:

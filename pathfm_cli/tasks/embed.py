@@ -294,13 +294,17 @@ def _collect(
     return batch, features, reasons
 
 
+def readers(data: source.Source, workers: int = 0) -> int:
+    """Threads that read: `workers`, or for 0 what suits where the slides lie."""
+    return workers or (REMOTE_READERS if data.remote else _cores())
+
+
 @contextlib.contextmanager
 def _read_ahead(
     data: source.Source, size_px: int, order: Iterable[int], workers: int, ahead: int
 ) -> Iterator[Iterator[Loaded]]:
     """Yield an iterator over the images of `order`, read by threads at most `ahead` of it."""
-    readers = workers or (REMOTE_READERS if data.remote else _cores())
-    pool = futures.ThreadPoolExecutor(readers, "pathfm-read")
+    pool = futures.ThreadPoolExecutor(readers(data, workers), "pathfm-read")
     waiting: collections.deque[futures.Future[Loaded]] = collections.deque()
 
     def pixels() -> Iterator[Loaded]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -21,21 +20,24 @@ READ_SHARE = 0.4
 """Share of the time that reading is measured; the rest is for the encoder."""
 
 
-def rehearse(data: source.Source, encoder: weights.Encoder, seconds: float) -> dict[str, Any]:
+def rehearse(
+    data: source.Source, encoder: weights.Encoder, seconds: float, workers: int = 0
+) -> dict[str, Any]:
     """Try it out on rows from all over the source; writes nothing.
 
     Args:
         data: what is to be embedded.
         encoder: with what.
         seconds: how long it may take, about; at least one batch is encoded.
+        workers: threads that read; 0: as many as `embed` takes.
 
     Returns:
         Names and values for a person: bytes and requests where they are known, rates, the
         duration, what limits it, and the memory of the encoder's weights.
     """
     began = time.perf_counter()
-    read_per_s = estimate.rate(_images(data), READ_SHARE * seconds)
-    side, size = encoder.image_size_px, min(READ_BATCH, embed.fitting_batch(encoder))
+    read_per_s = estimate.rate(_images(data, workers), READ_SHARE * seconds)
+    side, size = encoder.image_size_px, embed.fitting_batch(encoder)
     noise = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
     batches = itertools.repeat(noise)
     # Copied to the CPU, so that what CUDA has only queued is waited for.
@@ -47,6 +49,7 @@ def rehearse(data: source.Source, encoder: weights.Encoder, seconds: float) -> d
         compute_per_s=compute,
         remote=data.remote,
         seconds=time.perf_counter() - began,
+        one_after_the_other=encoder.device.type == "cpu" and not data.remote,
     )
     states = [*encoder.module.parameters(), *encoder.module.buffers()]
     return {
@@ -60,10 +63,10 @@ def _order(data: source.Source) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).permutation(data.rows.height)
 
 
-def _images(data: source.Source) -> Iterator[list[Any]]:
+def _images(data: source.Source, workers: int) -> Iterator[list[Any]]:
     """Rows in random order, over and over, read by as many threads as `embed` takes."""
     order = _order(data)
-    readers = embed.REMOTE_READERS if data.remote else os.cpu_count() or 1
+    readers = embed.readers(data, workers)
     with futures.ThreadPoolExecutor(readers) as pool:
         at = 0
         while True:

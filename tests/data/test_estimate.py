@@ -36,6 +36,13 @@ def test_the_slower_part_decides(
     assert (told["limit"], told["duration_s"]) == (limit, duration_s)
 
 
+def test_times_add_up_where_reading_and_the_network_share_the_cores() -> None:
+    rates = estimate.Rates(
+        read_per_s=10, compute_per_s=5, remote=False, seconds=1, one_after_the_other=True
+    )
+    assert rates.outlook(100)["duration_s"] == 10 + 20
+
+
 def test_rate_leaves_out_the_first_piece() -> None:
     used: list[str] = []
     assert estimate.rate(itertools.repeat("abcd"), 0.0, used.append) > 0

@@ -18,12 +18,12 @@ def test_processes_on_the_cpu_are_as_many_as_wanted():
 def test_workers_inherit_threads_and_the_old_environment_comes_back(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with launch._environment(1, tmp_path / "e.json"):
+    with launch.environment(1, tmp_path / "e.json"):
         assert os.environ["OMP_NUM_THREADS"] == str(os.cpu_count())
         assert os.environ[stop.LAUNCHER] == str(os.getpid())
     assert dict(os.environ) == before
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with launch._environment(1, tmp_path / "e.json"):
+    with launch.environment(1, tmp_path / "e.json"):
         assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
@@ -32,7 +32,7 @@ def test_a_workers_error_comes_back_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv(launch.ERROR_FILE, str(file))
     launch.leave_error(errors.UsageError("Too wide.", "narrower"))
     launch.leave_error(errors.InputError("A later one."))
-    error = launch._left(file)
+    error = launch.left(file)
     assert (type(error), str(error), error.hint) == (errors.UsageError, "Too wide.", "narrower")
     assert error.exit_code == 2
 
