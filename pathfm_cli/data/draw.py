@@ -38,6 +38,8 @@ SHARE_DIGITS = 9
 """Digits that are kept of a patch's tissue share."""
 OVERHANG_PX0 = 1e-6
 """A patch may reach over the slide's edge by so much: its side is rounded."""
+BLOCK = 1 << 14
+"""Slides looked at together: what lies between stays in the cache."""
 
 REASONS = (
     "",
@@ -168,14 +170,20 @@ def feasibility(slides: pl.DataFrame, config: SampleConfig) -> npt.NDArray[np.in
     Returns:
         (slides, mpp) int8: 0 where it can, else the position of the reason in `REASONS`.
     """
-    mpp0 = slides["mpp"].to_numpy()[:, None]
+    names = ("mpp", "width_px0", "height_px0", "tissue_area_mm2")
+    columns = [slides[name].to_numpy() for name in names]
     mpp = np.asarray(config.mpp)[None, :]
-    side_px0 = np.minimum(slides["width_px0"].to_numpy(), slides["height_px0"].to_numpy())[:, None]
-    tissue_um2 = slides["tissue_area_mm2"].to_numpy()[:, None] * 1e6
     needed_um2 = config.min_tissue * (config.size_px * mpp) ** 2
-    reason = np.where((tissue_um2 <= 0) | (tissue_um2 < needed_um2), 3, 0)
-    reason = np.where(config.size_px * mpp / mpp0 > side_px0 + OVERHANG_PX0, 2, reason)
-    return np.where(mpp * config.max_upsample < mpp0, 1, reason).astype(np.int8)
+    reason = np.zeros((slides.height, mpp.size), dtype=np.int8)
+    for start in range(0, slides.height, BLOCK):
+        rows = slice(start, start + BLOCK)
+        mpp0, width, height, area_mm2 = (column[rows, None] for column in columns)
+        block = reason[rows]
+        tissue_um2 = area_mm2 * 1e6
+        block[(tissue_um2 <= 0) | (tissue_um2 < needed_um2)] = 3
+        block[config.size_px * mpp / mpp0 > np.minimum(width, height) + OVERHANG_PX0] = 2
+        block[mpp * config.max_upsample < mpp0] = 1
+    return reason
 
 
 def check_feasible(slides: pl.DataFrame, config: SampleConfig) -> None:
@@ -226,13 +234,14 @@ class Sampler:
         frame = table.frame.filter(pl.col("error").is_null())
         _check(0 <= seed < 2**64, f"The seed {seed} is not in [0, 2^64)", "--seed 0")
         chosen = taking_part(frame, config)
-        check_feasible(frame.filter(chosen), config)
+        reasons = feasibility(frame, config)
+        if (reasons[chosen] != 0).all():
+            check_feasible(frame.filter(chosen), config)
         self.config, self.seed = config, seed
         self._mpp0 = frame["mpp"].to_numpy()
         self._size_px0 = frame.select("width_px0", "height_px0").to_numpy()
         self._wkb = frame["geometry"]
         self._polygons: dict[int, tuple[int, geometry.MultiPolygon]] = {}
-        reasons = feasibility(frame, config)
         weights = np.asarray(config.mpp_weights or (1.0,) * len(config.mpp))
         self._mpp_cdf = np.cumsum((reasons == 0) * weights, axis=1)
         usable = chosen & (self._mpp_cdf[:, -1] > 0)
