@@ -66,7 +66,8 @@ def spread(address: str | None) -> Iterator[Cluster | None]:
         return
     check(address)
     # What its parts have to say about workers that come and go is no news: pieces are done again.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # Dask gives the client a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         yield Cluster(address, stack)
 
