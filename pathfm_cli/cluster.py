@@ -6,6 +6,7 @@ are all trusted, or over TLS; see `docs/security.md`. Needs the extra `dask`.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import functools
@@ -194,6 +195,9 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         target = _start(int(address.removeprefix(LOCAL)), stack)
     security = distributed.Security() if address.startswith("tls://") else None
     try:
+        if isinstance(target, str):
+            # What listens there and says nothing would be waited for without an end.
+            asyncio.run(asyncio.wait_for(_greet(target, security), CONNECT_S))
         client = stack.enter_context(
             distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
         )
@@ -215,6 +219,14 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
             "install the same everywhere",
         )
     return client
+
+
+async def _greet(address: str, security: Any) -> None:
+    """Exchange the first messages with a scheduler, which has until the timeout to be there."""
+    comm: Any = importlib.import_module("distributed.comm")
+    options = security.get_connection_args("client") if security else {}
+    line = await comm.connect(address, timeout=CONNECT_S, **options)
+    await line.close()
 
 
 def _start(count: int, stack: contextlib.ExitStack) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -177,6 +178,16 @@ def test_nobody_at_the_address(few: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert spread is not None
         with pytest.raises(errors.PathfmError, match="No scheduler with a worker answers"):
             list(spread.map(deadly, [0]))
+
+
+def test_what_listens_at_the_address_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with cluster.spread(address) as spread:
+            assert spread is not None
+            with pytest.raises(errors.PathfmError, match="No scheduler with a worker answers"):
+                list(spread.map(deadly, [0]))
 
 
 @pytest.fixture
