@@ -66,9 +66,6 @@ def spread(address: str | None) -> Iterator[Cluster | None]:
         yield None
         return
     check(address)
-    # What its parts have to say about workers that come and go is no news: pieces are done again.
-    for name in ("distributed", "distributed.client"):  # Dask gives the client a level of its own
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         yield Cluster(address, stack)
 
@@ -164,11 +161,12 @@ class Cluster:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
         """Say in a sentence that the scheduler is lost, whatever Dask raises then."""
+        client = self._client
         try:
             yield
         except Exception as error:
             lost = isinstance(error, OSError | futures.CancelledError)
-            if not lost and self._client.status == "running":
+            if not lost and client.status == "running":
                 raise
             why = getattr(error, "reason", None) or errors.first_line(error)
             raise errors.PathfmError(
@@ -190,6 +188,9 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         errors.PathfmError: it cannot be reached, has no worker, or another pathfm.
     """
     distributed: Any = importlib.import_module("distributed")
+    # What its parts have to say about workers that come and go is no news: pieces are done again.
+    for name in ("distributed", "distributed.client"):  # both have levels, set by the import
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     target: Any = address
     if address.startswith(LOCAL):
         target = _start(int(address.removeprefix(LOCAL)), stack)
