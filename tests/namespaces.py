@@ -56,9 +56,13 @@ def connected() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def cable(state: str) -> None:
-    """Plug the cable of node 1 in (`up`), or pull it (`down`): packets vanish, nobody is told."""
-    ip("-n", NODES[1], "link", "set", CABLES[1], state)
+def cable(state: str, node: int = 1) -> None:
+    """Plug the cable of a node in (`up`), or pull it (`down`): packets vanish, nobody is told.
+
+    A node whose cable is pulled cannot reach its own address either; what stays connected must
+    be on the other node.
+    """
+    ip("-n", NODES[node], "link", "set", CABLES[node], state)
 
 
 def on(

@@ -151,11 +151,11 @@ def test_a_command_that_loses_its_scheduler_says_so_and_goes_on(
     with dask(1, (1, 1), 8786) as address:
         running = embed(patches, out, address)
         wait_for_chunk(out, running)
-        cable("down")
+        cable("down", 0)
         began = time.monotonic()
         ((code, said),) = ended([running], STATED_S)
         seconds = time.monotonic() - began
-        cable("up")
+        cable("up", 0)
         assert code == 1, said
         assert "The cluster is gone" in said, said
         assert "the same command goes on from what is finished" in said, said
