@@ -203,7 +203,8 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
             distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
         )
         client.wait_for_workers(1, timeout=CONNECT_S)
-        versions = _versions(client)
+        # The scheduler unpacks the work too.
+        versions = _versions(client) | {client.run_on_scheduler(_version)}
     except OSError as error:
         raise errors.PathfmError(
             f"No scheduler with a worker answers at {address}.",
@@ -211,11 +212,12 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         ) from error
     except ModuleNotFoundError as error:
         raise errors.PathfmError(
-            f"The workers of {address} lack pathfm ({error}).", "install it there as here"
+            f"The scheduler or a worker of {address} lacks pathfm ({error}).",
+            "install it there as here",
         ) from error
     if versions != {_version()}:
         raise errors.PathfmError(
-            f"The workers of {address} have pathfm {', '.join(sorted(versions))}, "
+            f"The scheduler and workers of {address} have pathfm {', '.join(sorted(versions))}, "
             f"not {_version()}.",
             "install the same everywhere",
         )

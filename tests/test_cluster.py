@@ -23,7 +23,10 @@ from pathfm_cli import artifacts, cluster, errors
 pytest.importorskip("distributed")
 
 MODEL = "random/test_vit"
-ADDRESS = "tcp://127.0.0.1:18786"
+PORT = 20000 + os.getpid() % 10000
+"""Of the scheduler; tests run in several processes side by side."""
+ADDRESS = f"tcp://127.0.0.1:{PORT}"
+AT = ("--host", "127.0.0.1", "--port", str(PORT))
 LOST = "processing-tasks"
 """What Dask calls the pieces that a removed worker had under way."""
 DEMO = Path(cluster.__file__).parent / "demo_data" / "CMU-1-Small-Region.svs"
@@ -200,9 +203,9 @@ def test_what_listens_at_the_address_is_no_scheduler(monkeypatch: pytest.MonkeyP
                 list(spread.map(deadly, [0]))
 
 
-def dask(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+def dask(name: str, *arguments: str, before: str = "") -> subprocess.Popen[bytes]:
     """Start a scheduler or worker as other programs do."""
-    code = f"import distributed.cli.dask_{name} as d; d.main()"
+    code = f"{before}; import distributed.cli.dask_{name} as d; d.main()".removeprefix("; ")
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments, "--no-dashboard"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -216,12 +219,26 @@ def dask(name: str, *arguments: str) -> subprocess.Popen[bytes]:
 @pytest.fixture
 def programs() -> Iterator[list[subprocess.Popen[bytes]]]:
     """A scheduler; what a test adds ends with it."""
-    found = [dask("scheduler", "--host", "127.0.0.1", "--port", "18786")]
+    found = [dask("scheduler", *AT)]
     yield found
     for process in found:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_scheduler_without_pathfm_is_named() -> None:
+    lacking = "import sys; sys.modules['pathfm_cli'] = None"
+    programs = [dask("scheduler", *AT, before=lacking), worker("--no-nanny")]
+    try:
+        with cluster.spread(ADDRESS) as spread:
+            assert spread is not None
+            with pytest.raises(errors.PathfmError, match="scheduler or a worker .* lacks pathfm"):
+                list(spread.map(time.sleep, [0]))
+    finally:
+        for process in programs:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def worker(*arguments: str) -> subprocess.Popen[bytes]:
@@ -234,6 +251,20 @@ def test_a_scheduler_that_is_there_already(
 ) -> None:
     programs += [worker(), worker()]
     assert_equal(plain, chain(tmp_path / "spread", few, "--dask", ADDRESS))
+
+
+def test_a_scheduler_that_dies_is_told_in_a_sentence(
+    programs: list[subprocess.Popen[bytes]],
+) -> None:
+    programs.append(worker("--no-nanny"))
+    with cluster.spread(ADDRESS) as spread:
+        assert spread is not None
+        found = spread.map(time.sleep, [0.1] * 100)
+        next(found)
+        os.killpg(programs[0].pid, signal.SIGKILL)
+        with pytest.raises(errors.PathfmError, match="The cluster is gone") as told:
+            list(found)
+    assert told.value.hint == "the same command goes on from what is finished"
 
 
 def at_work(client: Any) -> list[str]:
