@@ -6,6 +6,7 @@ are all trusted, or over TLS; see `docs/security.md`. Needs the extra `dask`.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import functools
@@ -65,8 +66,6 @@ def spread(address: str | None) -> Iterator[Cluster | None]:
         yield None
         return
     check(address)
-    # What its parts have to say about workers that come and go is no news: pieces are done again.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         yield Cluster(address, stack)
 
@@ -85,7 +84,8 @@ class Cluster:
     @property
     def threads(self) -> int:
         """Threads of all workers; at least 1."""
-        return max(1, sum(map(int, self._client.nthreads().values())))
+        with self._connected():
+            return max(1, sum(map(int, self._client.nthreads().values())))
 
     def map(
         self,
@@ -105,37 +105,39 @@ class Cluster:
                 raises.
 
         Raises:
-            errors.PathfmError: what `work` raises, or a piece was lost.
+            errors.PathfmError: what `work` raises, a piece was lost, or the scheduler is; Dask
+                notices that within `distributed.comm.timeouts.tcp`, 30 s.
         """
-        shared = self._client.submit(_same, _Shared(work), pure=False)
+        shared = self._submit(_same, _Shared(work))
         waiting: collections.deque[tuple[T, Any]] = collections.deque()
         todo = iter(pieces)
         try:
             while True:
                 room = max(0, AHEAD * self.threads - len(waiting))
                 for piece in itertools.islice(todo, room):
-                    future = self._client.submit(_apply, shared, piece, pure=False)
-                    waiting.append((piece, future))
+                    waiting.append((piece, self._submit(_apply, shared, piece)))
                 if not waiting:
                     return
                 piece, future = waiting.popleft()
                 try:
-                    found = _result(future)
+                    found = self._result(future)
                 except _killed():
                     others = [one for _, one in waiting]
                     found = self._alone(shared, piece, others, lost)
                 yield found
         finally:
-            self._client.cancel([future for _, future in waiting])
+            if self._client.status == "running":
+                self._client.cancel([future for _, future in waiting])
 
     def _alone(
         self, shared: Any, piece: T, others: Sequence[Any], lost: Callable[[T], R] | None
     ) -> R:
         """Do a piece again while nothing else is under way: Dask blames all that a worker held."""
-        for other in others:
-            other.exception()  # waits for its end, good or bad
+        with self._connected():
+            for other in others:
+                other.exception()  # waits for its end, good or bad
         try:
-            found: R = _result(self._client.submit(_apply, shared, piece, pure=False))
+            found: R = self._result(self._submit(_apply, shared, piece))
         except _killed() as error:
             if lost is not None:
                 return lost(piece)
@@ -144,6 +146,32 @@ class Cluster:
                 "workers with more memory; the same command goes on from what is finished",
             ) from error
         return found
+
+    def _submit(self, function: Callable[..., Any], *given: Any) -> Any:
+        with self._connected():
+            return self._client.submit(function, *given, pure=False)
+
+    def _result(self, future: Any) -> Any:
+        with self._connected():
+            future.exception()  # waits for its end, good or bad
+            if future.status != "error":
+                return future.result()
+        return future.result()  # raises what the work raised, which may be an OSError of its own
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Say in a sentence that the scheduler is lost, whatever Dask raises then."""
+        client = self._client
+        try:
+            yield
+        except Exception as error:
+            lost = isinstance(error, OSError | futures.CancelledError)
+            if not lost and client.status == "running":
+                raise
+            why = getattr(error, "reason", None) or errors.first_line(error)
+            raise errors.PathfmError(
+                f"The cluster is gone: {why}.", "the same command goes on from what is finished"
+            ) from error
 
 
 class _Shared(Generic[T, R]):
@@ -160,32 +188,48 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         errors.PathfmError: it cannot be reached, has no worker, or another pathfm.
     """
     distributed: Any = importlib.import_module("distributed")
+    # What its parts have to say about workers that come and go is no news: pieces are done again.
+    for name in ("distributed", "distributed.client"):  # both have levels, set by the import
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     target: Any = address
     if address.startswith(LOCAL):
         target = _start(int(address.removeprefix(LOCAL)), stack)
     security = distributed.Security() if address.startswith("tls://") else None
     try:
+        if isinstance(target, str):
+            # What listens there and says nothing would be waited for without an end.
+            asyncio.run(asyncio.wait_for(_greet(target, security), CONNECT_S))
         client = stack.enter_context(
             distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
         )
         client.wait_for_workers(1, timeout=CONNECT_S)
-        versions = set(client.run(_version).values())
-    except (OSError, TimeoutError) as error:
+        # The scheduler unpacks the work too.
+        versions = _versions(client) | {client.run_on_scheduler(_version)}
+    except OSError as error:
         raise errors.PathfmError(
             f"No scheduler with a worker answers at {address}.",
             "dask scheduler, and on each machine: dask worker SCHEDULER:8786",
         ) from error
     except ModuleNotFoundError as error:
         raise errors.PathfmError(
-            f"The workers of {address} lack pathfm ({error}).", "install it there as here"
+            f"The scheduler or a worker of {address} lacks pathfm ({error}).",
+            "install it there as here",
         ) from error
     if versions != {_version()}:
         raise errors.PathfmError(
-            f"The workers of {address} have pathfm {', '.join(sorted(versions))}, "
+            f"The scheduler and workers of {address} have pathfm {', '.join(sorted(versions))}, "
             f"not {_version()}.",
             "install the same everywhere",
         )
     return client
+
+
+async def _greet(address: str, security: Any) -> None:
+    """Exchange the first messages with a scheduler, which has until the timeout to be there."""
+    comm: Any = importlib.import_module("distributed.comm")
+    options = security.get_connection_args("client") if security else {}
+    line = await comm.connect(address, timeout=CONNECT_S, **options)
+    await line.close()
 
 
 def _start(count: int, stack: contextlib.ExitStack) -> Any:
@@ -212,6 +256,23 @@ def _apply(shared: _Shared[T, R], piece: T) -> R:
     return shared.work(piece)
 
 
+def _versions(client: Any) -> set[str]:
+    """The versions of pathfm on the workers that answer: one may be lost, and nobody knows yet.
+
+    Raises:
+        OSError: none answers.
+        ModuleNotFoundError: one lacks pathfm.
+    """
+    found = list(client.run(_version, on_error="return").values())
+    versions = {one for one in found if isinstance(one, str)}
+    for one in found:
+        if not isinstance(one, str | OSError):
+            raise one
+    if not versions:
+        raise OSError("no worker answers")
+    return versions
+
+
 def _version() -> str:
     return pathfm_cli.__version__
 
@@ -220,14 +281,3 @@ def _killed() -> type[Exception]:
     """What Dask raises of a piece that was under way where several workers died."""
     killed: type[Exception] = importlib.import_module("distributed").KilledWorker
     return killed
-
-
-def _result(future: Any) -> Any:
-    comm: Any = importlib.import_module("distributed.comm")
-    try:
-        return future.result()
-    except (comm.CommClosedError, futures.CancelledError) as error:
-        raise errors.PathfmError(
-            f"The cluster is gone: {errors.first_line(error)}.",
-            "the same command goes on from what is finished",
-        ) from error

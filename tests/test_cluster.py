@@ -1,13 +1,17 @@
 """Dask: two workers write what one process writes, whatever dies meanwhile."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -19,13 +23,18 @@ from pathfm_cli import artifacts, cluster, errors
 pytest.importorskip("distributed")
 
 MODEL = "random/test_vit"
+PORT = 20000 + os.getpid() % 10000
+"""Of the scheduler; tests run in several processes side by side."""
+ADDRESS = f"tcp://127.0.0.1:{PORT}"
+AT = ("--host", "127.0.0.1", "--port", str(PORT))
+LOST = "processing-tasks"
+"""What Dask calls the pieces that a removed worker had under way."""
 DEMO = Path(cluster.__file__).parent / "demo_data" / "CMU-1-Small-Region.svs"
 
 
-def chain(folder: Path, slides: Path, *spread: str) -> Path:
-    """Run the four verbs with these options; the folder of their results."""
-    folder.mkdir()
-    steps: Sequence[Sequence[str | Path]] = (
+def steps(slides: Path, folder: Path) -> Sequence[Sequence[str | Path]]:
+    """The four verbs, writing to a folder."""
+    return (
         ("index", slides, "-o", folder / "s.parquet"),
         ("mask", folder / "s.parquet", "--method", "otsu", "-o", folder / "t.parquet"),
         (
@@ -34,7 +43,12 @@ def chain(folder: Path, slides: Path, *spread: str) -> Path:
         ),
         ("embed", folder / "p.parquet", "--model", MODEL, "-o", folder / "e.parquet"),
     )
-    for step in steps:
+
+
+def chain(folder: Path, slides: Path, *spread: str) -> Path:
+    """Run the four verbs with these options; the folder of their results."""
+    folder.mkdir()
+    for step in steps(slides, folder):
         done = pathfm(*step, *spread, cwd=folder)
         assert done.returncode in (0, 4), done.stderr
         assert "Traceback" not in done.stderr, done.stderr
@@ -179,36 +193,130 @@ def test_nobody_at_the_address(few: Path, tmp_path: Path, monkeypatch: pytest.Mo
             list(spread.map(deadly, [0]))
 
 
+def test_what_listens_at_the_address_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with cluster.spread(address) as spread:
+            assert spread is not None
+            with pytest.raises(errors.PathfmError, match="No scheduler with a worker answers"):
+                list(spread.map(deadly, [0]))
+
+
+def dask(name: str, *arguments: str, before: str = "") -> subprocess.Popen[bytes]:
+    """Start a scheduler or worker as other programs do."""
+    code = f"{before}; import distributed.cli.dask_{name} as d; d.main()".removeprefix("; ")
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--no-dashboard"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 @pytest.fixture
-def scheduler() -> Iterator[str]:
-    """A scheduler and two workers as other programs started them."""
-    code = "import distributed.cli.dask_{0} as d; d.main()"
-    address = "tcp://127.0.0.1:18786"
-    quiet = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(name), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            **quiet,
-        )
-        for name, arguments in (
-            ("scheduler", ["--host", "127.0.0.1", "--port", "18786", "--no-dashboard"]),
-            ("worker", [address, "--nthreads", "1", "--no-dashboard"]),
-            ("worker", [address, "--nthreads", "1", "--no-dashboard"]),
-        )
-    ]
-    yield address
-    for process in started:
-        process.terminate()
-        process.wait(20)
+def programs() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A scheduler; what a test adds ends with it."""
+    found = [dask("scheduler", *AT)]
+    yield found
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_scheduler_without_pathfm_is_named() -> None:
+    lacking = "import sys; sys.modules['pathfm_cli'] = None"
+    programs = [dask("scheduler", *AT, before=lacking), worker("--no-nanny")]
+    try:
+        with cluster.spread(ADDRESS) as spread:
+            assert spread is not None
+            with pytest.raises(errors.PathfmError, match="scheduler or a worker .* lacks pathfm"):
+                list(spread.map(time.sleep, [0]))
+    finally:
+        for process in programs:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def worker(*arguments: str) -> subprocess.Popen[bytes]:
+    return dask("worker", ADDRESS, "--nthreads", "1", *arguments)
 
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_there_already(
-    few: Path, plain: Path, scheduler: str, tmp_path: Path
+    few: Path, plain: Path, programs: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    assert_equal(plain, chain(tmp_path / "spread", few, "--dask", scheduler))
+    programs += [worker(), worker()]
+    assert_equal(plain, chain(tmp_path / "spread", few, "--dask", ADDRESS))
+
+
+def test_a_scheduler_that_dies_is_told_in_a_sentence(
+    programs: list[subprocess.Popen[bytes]],
+) -> None:
+    programs.append(worker("--no-nanny"))
+    with cluster.spread(ADDRESS) as spread:
+        assert spread is not None
+        found = spread.map(time.sleep, [0.1] * 100)
+        next(found)
+        os.killpg(programs[0].pid, signal.SIGKILL)
+        with pytest.raises(errors.PathfmError, match="The cluster is gone") as told:
+            list(found)
+    assert told.value.hint == "the same command goes on from what is finished"
+
+
+def at_work(client: Any) -> list[str]:
+    """Workers that have pieces under way."""
+    found = client.processing().items()
+    return [name for name, keys in found if any(key.startswith("_apply") for key in keys)]
+
+
+def kill_at_work(client: Any, pids: dict[str, int], done: threading.Event) -> str:
+    """SIGKILL the first worker that has pieces under way; its address, or none until `done`.
+
+    A stopped worker finishes nothing, so that what it has then is under way when it is killed.
+    """
+    while not done.wait(0.002):
+        for name in at_work(client):
+            os.kill(pids[name], signal.SIGSTOP)
+            time.sleep(0.1)  # until the scheduler has heard what was finished before
+            if name in at_work(client):
+                os.kill(pids[name], signal.SIGKILL)
+                return name
+            os.kill(pids[name], signal.SIGCONT)
+    return ""
+
+
+def run_with_a_kill(client: Any, step: Sequence[str | Path]) -> None:
+    """Run a verb while a worker that works for it is killed."""
+    done, pids = threading.Event(), client.run(os.getpid)
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_at_work, client, pids, done)
+        ran = pathfm(*step, "--dask", ADDRESS, "--quiet")
+        done.set()
+        killed = killing.result()
+    assert ran.returncode in (0, 4), ran.stderr
+    assert "Traceback" not in ran.stderr, ran.stderr
+    lost = [event.get(LOST) for _, event in client.get_events(killed)]
+    assert "_apply" in str(lost), step  # the scheduler says that it had pieces of this verb
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_a_worker_killed_during_each_verb_changes_nothing(
+    nanny: str, few: Path, plain: Path, programs: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    import distributed
+
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    programs += [worker(nanny), worker(nanny)]
+    with distributed.Client(ADDRESS) as client:
+        for step in steps(few, killed):
+            client.wait_for_workers(2, timeout=60)
+            run_with_a_kill(client, step)
+            if nanny == "--no-nanny":  # nobody else starts one again
+                programs.append(worker(nanny))
+    assert_equal(plain, killed)

@@ -4,10 +4,6 @@ Needs root and Linux's `ip`; elsewhere these tests are skipped.
 """
 
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from namespaces import ADDRESSES, cable, connected, ended, on
 from processes import pathfm as forked
 
 from pathfm_cli import cluster
 
 pytestmark = pytest.mark.slow
 
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
-NODES = ("pfm-a", "pfm-b")
-CABLES = ("pfm-va", "pfm-vb")
 PATIENCE_S = 15
 """How long a rank waits for the other one here; half an hour unless it is set."""
 STATED_S = 60
@@ -38,60 +32,10 @@ SETTINGS = {
 }
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[None]:
-    """Two namespaces, each with one end of a cable; each finds this host's name at node 0."""
-    if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("network namespaces need root and `ip`")
-    try:
-        for node in NODES:
-            ip("netns", "add", node)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode()}")
-    hosts = [Path("/etc/netns") / node for node in NODES]
-    try:
-        ip("link", "add", CABLES[0], "type", "veth", "peer", "name", CABLES[1])
-        for node, cable, address, folder in zip(NODES, CABLES, ADDRESSES, hosts, strict=True):
-            ip("link", "set", cable, "netns", node)
-            ip("-n", node, "addr", "add", f"{address}/24", "dev", cable)
-            ip("-n", node, "link", "set", cable, "up")
-            ip("-n", node, "link", "set", "lo", "up")
-            folder.mkdir(parents=True)
-            names = f"127.0.0.1 localhost\n{ADDRESSES[0]} {socket.gethostname()}\n"
-            (folder / "hosts").write_text(names)
+    with connected():
         yield
-    finally:
-        for node, folder in zip(NODES, hosts, strict=True):
-            subprocess.run(["ip", "netns", "del", node], capture_output=True)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def cable(state: str) -> None:
-    """Plug the cable of node 1 in (`up`), or pull it (`down`): packets vanish, nobody is told."""
-    ip("-n", NODES[1], "link", "set", CABLES[1], state)
-
-
-def on(node: int, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start a command on a node."""
-    return subprocess.Popen(
-        ["ip", "netns", "exec", NODES[node], sys.executable, *map(str, command)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": CABLES[node],
-            "PATHFM_PEER_TIMEOUT_S": str(PATIENCE_S),
-            **environment,
-        },
-    )
 
 
 @pytest.fixture(scope="module")
@@ -110,23 +54,10 @@ def start(tissue: Path, run: Path, port: int) -> list[subprocess.Popen[str]]:
     settings = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
     meet = ["--nnodes", "2", "--rdzv-endpoint", f"{ADDRESSES[0]}:{port}"]
     verb = ["-m", "pathfm_cli", "pretrain", tissue, "--recipe", "tiny", "-o", run, "--gpus", "1"]
-    second = on(1, *verb, *meet, "--node-rank", "1", *settings)
+    patience = {"PATHFM_PEER_TIMEOUT_S": str(PATIENCE_S)}
+    second = on(1, *verb, *meet, "--node-rank", "1", *settings, **patience)
     time.sleep(10)
-    return [on(0, *verb, *meet, "--node-rank", "0", *settings), second]
-
-
-def ended(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str]]:
-    """Exit code and stderr of each, within so many seconds all together."""
-    deadline = time.monotonic() + timeout
-    found = []
-    for process in processes:
-        try:
-            _, said = process.communicate(timeout=max(1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            said = f"still running after {timeout} s\n{process.communicate()[1]}"
-        found.append((process.returncode, said))
-    return found
+    return [on(0, *verb, *meet, "--node-rank", "0", *settings, **patience), second]
 
 
 def wait_for_step(run: Path, step: int) -> None:
