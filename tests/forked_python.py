@@ -1,7 +1,7 @@
 """`python`, for a command line in a test: forked from the warm interpreter of processes.py.
 
 The program ends as its fork does, hands signals on to it, and takes it along when it is killed.
-What is neither pathfm nor a script runs in a plain interpreter.
+What is neither pathfm, torchrun nor a script runs in a plain interpreter.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 
 ADDRESS = "TEST_FORK_SERVER"
 """Environment variable: path of the server's socket."""
-MODULES = ("pathfm_cli", "pathfm_cli.pretrain.worker")
+MODULES = ("pathfm_cli", "pathfm_cli.pretrain.worker", "torch.distributed.run")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 

@@ -29,8 +29,9 @@ from typing import Any, BinaryIO
 
 import forked_python
 
-IMPORTS = ("multiprocessing.spawn", "numpy", "polars", "shapely", "torch", "timm")
-IMPORTS += ("sklearn.linear_model", "zarr", "torch.distributed.launcher.api")
+IMPORTS = ("multiprocessing.spawn", "sqlite3", "typer.main", "pydantic.type_adapter")
+IMPORTS += ("numpy", "polars", "shapely", "simplejpeg", "imagecodecs", "zarr")
+IMPORTS += ("torch", "timm", "torch.distributed.launcher.api", "sklearn.linear_model")
 LAUNCHER = "PATHFM_LAUNCHER"
 
 
