@@ -41,7 +41,7 @@ def test_a_failing_step_ends_it_with_that_steps_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -> None:
-    done = run(tmp_path, "--steps", "4")
+    done = run(tmp_path, "--steps", "12")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "checkpoint"
     kinds = {
@@ -55,5 +55,5 @@ def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -
     for path in pictures:
         colours = Image.open(path).convert("RGB").getcolors(1 << 24)
         assert colours is not None and len(colours) > 50, f"{path.name} is empty"
-    again = pathfm("demo", "--steps", "4", cwd=tmp_path)
+    again = pathfm("demo", "--steps", "12", cwd=tmp_path)
     assert again.returncode == 0 and again.stderr.count("up to date") >= 5
