@@ -72,7 +72,7 @@ def test_the_example_script_runs_and_runs_again(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the slides of ../shared/data")
 def test_the_issue_line_on_every_slide(tmp_path: Path) -> None:
     trained = shell(

@@ -39,7 +39,7 @@ def test_a_failing_step_ends_it_with_that_steps_code(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "slides.parquet").read_text() == "precious"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -> None:
     done = run(tmp_path, "--steps", "12")
     assert done.returncode == 0, done.stderr

@@ -104,7 +104,7 @@ def test_a_server_that_dies_ends_the_stream_with_a_sentence(
         list(batches(tissue, 1, batch_size=4))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_twenty_thousand_patches_none_lost_none_wrong(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

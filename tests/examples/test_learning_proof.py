@@ -77,7 +77,7 @@ def a_tenth(folder):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the slides of ../shared/data")
 def test_the_whole_example_runs_and_goes_on(tmp_path):
     recipe = (EXAMPLE / "recipe.toml").read_text()

@@ -143,7 +143,7 @@ def test_figure_5_on_an_image_folder(tmp_path):
     assert 0 <= row["accuracy"] <= 1 and 0 < row["odcorr"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the slides of ../shared/data")
 def test_a_study_of_one_run(tmp_path):
     script = tmp_path / "run.sh"

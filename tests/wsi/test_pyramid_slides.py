@@ -46,7 +46,7 @@ def test_coarser_levels_equal_openslide_at_aligned_coordinates(real: cohort.Coho
     assert compared >= 20
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_every_pixel_of_every_file_equals_openslide(
     slides_folder: Path, formats_folder: Path, tmp_path: Path
 ) -> None:
