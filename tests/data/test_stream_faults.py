@@ -17,6 +17,7 @@ from pathfm_cli.wsi import cache, remote, retry
 CONFIG = draw.SampleConfig(mpp=(0.5, 1.0), size_px=64)
 SLIDES = ("CMU-1-Small-Region.svs", "BS3_liver_HE_10x.svs", "metaplasia_stomach_HE_20x.svs")
 SHARES = ("--fail", "0.05", "--reset", "0.01", "--cut", "0.01", "--stall", "0.001")
+SHARES += ("--stall-s", "0.5")
 WEB, S3 = 260, 53
 """Steps of 64 patches from each server, 20,032 in all; each range costs moto the whole object."""
 
@@ -109,6 +110,7 @@ def test_twenty_thousand_patches_none_lost_none_wrong(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     pytest.importorskip("moto")
+    monkeypatch.setattr(retry, "FIRST_S", 0.02)
     expected = list(batches(tissue_of([str(slides)], tmp_path / "local"), WEB))
     with servers.web(slides, *SHARES) as address:
         web = tissue_of([f"{address}/{name}" for name in SLIDES], tmp_path / "web")

@@ -155,7 +155,7 @@ def test_thousands_of_mutated_headers(
     # A process of its own: a crash of a decoder is its exit code.
     command = [sys.executable, __file__, str(whole), str(tmp_path / "work"), str(MANY[seed])]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     with capsys.disabled():
