@@ -17,6 +17,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest of the slow tests first: the last to start costs its whole length."""
+
+    def seconds(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("slow")
+        return mark.args[0] if mark and mark.args else 0
+
+    items.sort(key=seconds, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def slides_folder() -> Path:
     """Twelve slides made of real scans."""

@@ -1,37 +1,43 @@
-"""The chain as a user types it: real shells, real slides."""
+"""The chain as a user types it: real shells, real slides; one slide in fresh interpreters."""
 
 import json
-import shlex
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import commands
 
 from pathfm_cli import artifacts
 
 ROOT = Path(__file__).parents[2]
 DEMO_SLIDE = ROOT / "pathfm_cli" / "demo_data" / "CMU-1-Small-Region.svs"
 SHARED = ROOT.parent / "shared" / "data"
-PATHFM = f"{shlex.quote(sys.executable)} -m pathfm_cli"
+FRESH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def shell(command: str, folder: Path, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+def shell(
+    command: str, folder: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", command.replace("pathfm ", f"{PATHFM} ")],
+        ["bash", "-c", command],
         cwd=folder,
+        env=environment or commands(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=900,
     )
 
 
 def test_one_slide_from_index_to_odcorr(tmp_path: Path) -> None:
     trained = shell(
         f"set -o pipefail; pathfm index {DEMO_SLIDE} -o s.parquet | pathfm mask -o t.parquet"
-        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=3 --set optim.warmup_epochs=0",
+        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=3 --set train.batch_size=8"
+        " --set optim.warmup_epochs=0",
         tmp_path,
+        FRESH,
     )
     assert trained.returncode == 0, trained.stderr
     record = json.loads(trained.stdout)
@@ -55,11 +61,10 @@ def test_one_slide_from_index_to_odcorr(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_example_script_runs_and_runs_again(tmp_path: Path) -> None:
-    script = (ROOT / "examples" / "chain.sh").read_text()
-    (tmp_path / "chain.sh").write_text(script.replace("pathfm ", f"{PATHFM} "))
-    short = "--set train.steps=3 --set optim.warmup_epochs=0"
+    script = ROOT / "examples" / "chain.sh"
+    short = "--set train.steps=3 --set train.batch_size=8 --set optim.warmup_epochs=0"
     for _ in range(2):
-        done = shell(f"bash chain.sh {DEMO_SLIDE} out tiny {short}", tmp_path)
+        done = shell(f"bash {script} {DEMO_SLIDE} out tiny {short}", tmp_path)
         assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         *("slides.parquet", "tissue.parquet", "patches.parquet", "embeddings.parquet"),
@@ -67,13 +72,13 @@ def test_the_example_script_runs_and_runs_again(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the slides of ../shared/data")
 def test_the_issue_line_on_every_slide(tmp_path: Path) -> None:
     trained = shell(
         f"pathfm index {SHARED}/slides/*.svs {SHARED}/slides/*.tif -o s.parquet"
         " | pathfm mask -o t.parquet"
-        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=50",
+        " | pathfm pretrain --recipe tiny -o run/ --set train.steps=50 --set train.batch_size=8",
         tmp_path,
     )
     assert trained.returncode == 0, trained.stderr

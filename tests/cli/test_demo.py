@@ -1,4 +1,4 @@
-"""`pathfm demo` as a newcomer runs it."""
+"""`pathfm demo` as a newcomer runs it; what comes after the first time is forked."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import pathfm
 
 from pathfm_cli import artifacts
 
@@ -23,7 +24,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_plan_lists_pasteable_commands(tmp_path: Path) -> None:
-    done = run(tmp_path, "-n", "--json")
+    done = pathfm("demo", "-n", "--json", cwd=tmp_path)
     plan = json.loads(done.stdout)
     verbs = [text.split()[1] for key, text in plan.items() if key != "schema"]
     assert verbs[:6] == ["index", "mask", "pretrain", "sample", "embed", "odcorr"]
@@ -33,14 +34,14 @@ def test_the_plan_lists_pasteable_commands(tmp_path: Path) -> None:
 def test_a_failing_step_ends_it_with_that_steps_code(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "slides.parquet").write_text("precious")
-    done = run(tmp_path)
+    done = pathfm("demo", cwd=tmp_path)
     assert done.returncode == 2 and "is no pathfm artifact" in done.stderr
     assert (tmp_path / "demo" / "slides.parquet").read_text() == "precious"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -> None:
-    done = run(tmp_path, "--steps", "20")
+    done = run(tmp_path, "--steps", "12")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "checkpoint"
     kinds = {
@@ -54,5 +55,5 @@ def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -
     for path in pictures:
         colours = Image.open(path).convert("RGB").getcolors(1 << 24)
         assert colours is not None and len(colours) > 50, f"{path.name} is empty"
-    again = run(tmp_path, "--steps", "20")
+    again = pathfm("demo", "--steps", "12", cwd=tmp_path)
     assert again.returncode == 0 and again.stderr.count("up to date") >= 5

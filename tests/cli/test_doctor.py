@@ -1,35 +1,22 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import pathfm
 
 from pathfm_cli.cli import doctor
 from pathfm_cli.wsi import roi
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pathfm_cli", "doctor", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
-
-
 def test_this_machine_is_fit() -> None:
-    done = run("--json")
+    done = pathfm("doctor", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["failed"] == []
     assert report["checks"]["jpeg2000"]["state"] == "ok"
 
 
 def test_an_unfit_setting_is_named_and_exits_1(tmp_path: Path) -> None:
-    done = run(PATHFM_DATA=str(tmp_path / "nowhere"))
+    done = pathfm("doctor", env={"PATHFM_DATA": str(tmp_path / "nowhere")})
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "unfit: PATHFM_DATA"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from processes import pathfm
 from ramps import MakePyramid
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -17,13 +18,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     def run(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pathfm_cli", "index", *map(str, arguments)]
-        options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
-        if options["stdin"] is None:
-            del options["stdin"]
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=60, **options
-        )
+        return pathfm("index", *arguments, cwd=tmp_path, **options)
 
     return run
 
@@ -55,7 +50,7 @@ def test_a_folder(run: Run, slides: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dash", [(), ("-",)])
 def test_a_list_on_stdin(run: Run, slides: Path, tmp_path: Path, dash: tuple[str, ...]) -> None:
-    done = run(*dash, "-o", "s.parquet", "-q", input="slides/b.tif\n\nslides/a.tif\n")
+    done = run(*dash, "-o", "s.parquet", "-q", stdin="slides/b.tif\n\nslides/a.tif\n")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.parquet'}\n")
     assert pl.read_parquet(tmp_path / "s.parquet").height == 2
 
@@ -170,7 +165,7 @@ def test_an_occupied_output_fails_before_stdin_is_read(run: Run, tmp_path: Path)
     ],
 )
 def test_a_pipe_without_slides(run: Run, text: str, code: int, sentence: str) -> None:
-    done = run("-o", "s.parquet", input=text)
+    done = run("-o", "s.parquet", stdin=text)
     assert done.returncode == code
     assert sentence in done.stderr
     assert "hint: " in done.stderr

@@ -2,13 +2,12 @@
 
 import json
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import servers
+from processes import pathfm
 
 from pathfm_cli.data import draw, index, mask, sample
 from pathfm_cli.wsi import cache
@@ -16,18 +15,11 @@ from pathfm_cli.wsi import cache
 DEMO = Path(cache.__file__).parents[1] / "demo_data"
 
 
-def pathfm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pathfm_cli", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
-    )
-
-
 @pytest.mark.slow
 def test_embedding_twice_fetches_each_tile_once(tmp_path: Path) -> None:
     (slide,) = DEMO.glob("*.svs")
     embed = (
-        *("embed", "p.parquet", "--model", "random/vit_tiny_patch16_224", "--batch-size", "4"),
+        *("embed", "p.parquet", "--model", "random/test_vit", "--batch-size", "4"),
         *("--cache", "tiles", "--cache-gb", "0.1"),
     )
     with servers.web(slide.parent) as address:
@@ -36,10 +28,10 @@ def test_embedding_twice_fetches_each_tile_once(tmp_path: Path) -> None:
         config = draw.SampleConfig(mpp=(0.5,))
         places = sample.Random(n=6, seed=0)
         sample.sample(tmp_path / "t.parquet", tmp_path / "p.parquet", config, places)
-        done = pathfm(tmp_path, *embed, "-o", "e.parquet")
+        done = pathfm(*embed, "-o", "e.parquet", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         before = servers.counts(address)
-        done = pathfm(tmp_path, *embed, "-o", "again.parquet")
+        done = pathfm(*embed, "-o", "again.parquet", cwd=tmp_path)
         assert servers.counts(address) == before
     assert json.loads(done.stdout)["rows"] == 6
     first, again = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("e", "again"))
@@ -59,7 +51,9 @@ def test_a_wrong_cache_is_refused_first(
     tmp_path: Path, options: tuple[str, ...], sentence: str
 ) -> None:
     (tmp_path / "file").touch()
-    done = pathfm(tmp_path, "pretrain", "t.parquet", "--recipe", "tiny", "-o", "run", *options)
+    done = pathfm(
+        *("pretrain", "t.parquet", "--recipe", "tiny", "-o", "run", *options), cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (2, "")
     first, hint = done.stderr.splitlines()
     assert sentence in first and hint.startswith("hint: ")

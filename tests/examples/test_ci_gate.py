@@ -5,12 +5,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import exported
 import pytest
-from processes import pathfm
+from processes import commands, pathfm
 
 from pathfm_cli import artifacts
 from pathfm_cli.model import export
@@ -20,11 +19,10 @@ SLIDE = Path(__file__).parents[2] / "pathfm_cli" / "demo_data" / "CMU-1-Small-Re
 
 
 def gate(folder, *arguments, **environment):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", str(FOLDER / "gate.sh"), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        env={**commands(), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

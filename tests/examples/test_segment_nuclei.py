@@ -28,7 +28,7 @@ def test_a_line_of_the_table(monkeypatch):
     assert lines[4] == "All background: 0. All foreground: 0.400."
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.skipif(not NUCLEI.exists(), reason="needs the nuclei images of ../shared/data")
 def test_smaller_patches_segment_nuclei_better(tmp_path):
     found = {}

@@ -2,12 +2,11 @@
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import commands
 
 from pathfm_cli import artifacts
 from pathfm_cli.tasks import scores
@@ -26,8 +25,7 @@ def load(path):
 
 
 def shell(*words, cwd):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "STEPS": "10"}
+    environment = {**commands(), "STEPS": "10"}
     command = ["bash", *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -145,7 +143,7 @@ def test_figure_5_on_an_image_folder(tmp_path):
     assert 0 <= row["accuracy"] <= 1 and 0 < row["odcorr"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the slides of ../shared/data")
 def test_a_study_of_one_run(tmp_path):
     script = tmp_path / "run.sh"

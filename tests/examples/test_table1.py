@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from processes import commands
 
 FILE = Path(__file__).parents[2] / "examples" / "table1" / "table1.py"
 spec = importlib.util.spec_from_file_location("table1", FILE)
@@ -58,8 +60,11 @@ def test_html_needs_nothing_else_and_escapes(table: table1.Table) -> None:
 
 
 def test_one_command_fills_it_and_a_bad_cell_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in commands().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "executable", shutil.which("python"))
     (tmp_path / "mhist" / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from PIL import Image
+from processes import commands
 
 from pathfm_cli import artifacts
 from pathfm_cli.tasks import ranks
@@ -41,16 +40,15 @@ def test_two_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     (tmp_path / "tiles" / "09.png").write_bytes(b"no image")
     (tmp_path / "small.py").write_text(SMALL_CHUNKS)
     command = ["small.py", "embed", "--images", "tiles", *MODEL, "--json", "-o"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *words],
+            ["python", *words],
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env=environment,
+            env=commands(),
         )
 
     one = run(*command, "one.parquet")

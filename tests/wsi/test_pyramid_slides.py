@@ -46,7 +46,7 @@ def test_coarser_levels_equal_openslide_at_aligned_coordinates(real: cohort.Coho
     assert compared >= 20
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_every_pixel_of_every_file_equals_openslide(
     slides_folder: Path, formats_folder: Path, tmp_path: Path
 ) -> None:
@@ -67,13 +67,16 @@ def test_every_pixel_of_every_file_equals_openslide(
                 plane = slide.levels[number]
                 most = 4096 if number else 10**6
                 width, height = min(plane.width_px, most), min(plane.height_px, most)
-                step = 1024 if number == 0 else height
+                # Whole rows of tiles, so that none is decoded twice.
+                rows = max(1, 1024 // plane.tile_height_px)
+                step = rows * plane.tile_height_px if number == 0 else height
                 for top in range(0, height, step):
                     size = (width, min(step, height - top))
                     ours = found.reader.read_region(slide, 0, top, number, *size)
                     region = theirs.read_region((0, top), number, size)
-                    alpha = np.asarray(region.getchannel("A"))
-                    rgb = np.where(alpha[..., None] == 0, 255, np.asarray(region.convert("RGB")))
+                    rgb, alpha = np.asarray(region.convert("RGB")), region.getchannel("A")
+                    if alpha.getextrema()[0] == 0:
+                        rgb = np.where(np.asarray(alpha)[..., None] == 0, 255, rgb)
                     difference = largest_difference(ours, rgb)
                     assert difference <= 2, (slide.slide, number, top)
                     compared += 1
