@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-NODES = ("pfm-a", "pfm-b")
-CABLES = ("pfm-va", "pfm-vb")
+NODES = (f"pfm-a-{os.getpid()}", f"pfm-b-{os.getpid()}")
+CABLES = (f"pfa{os.getpid()}", f"pfb{os.getpid()}")
+"""Of this test process; others may have their own, with the same addresses."""
 
 
 def ip(*words: str) -> None:

@@ -303,7 +303,7 @@ def run_with_a_kill(client: Any, step: Sequence[str | Path]) -> None:
     assert "_apply" in str(lost), step  # the scheduler says that it had pieces of this verb
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_a_worker_killed_during_each_verb_changes_nothing(
     nanny: str, few: Path, plain: Path, programs: list[subprocess.Popen[bytes]], tmp_path: Path

@@ -16,7 +16,7 @@ from processes import pathfm as forked
 
 from pathfm_cli import cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(60)
 
 PATIENCE_S = 15
 """How long a rank waits for the other one here; half an hour unless it is set."""
