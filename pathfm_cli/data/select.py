@@ -47,13 +47,20 @@ def chosen(frame: pl.DataFrame, condition: str, subset: float, seed: int) -> npt
     rows = np.flatnonzero(taking)
     digests = b"".join(_order(seed, names[row]) for row in rows.tolist())
     words = np.frombuffer(digests, ">u8").reshape(len(rows), 4)
-    # As bytes are compared: the first word decides, then the next.
-    rows = rows[np.lexsort(words.T[::-1])]
     # A share such as 0.1 of 30 is 3.0000000000000004.
     count = math.ceil(round(subset * len(rows), 6))
     few = np.zeros(frame.height, dtype=bool)
-    few[rows[:count]] = True
+    few[rows[_least(words, count)]] = True
     return few
+
+
+def _least(words: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:
+    """Rows of the `count` least, compared as bytes are: the first word decides, then the next."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    first = words[:, 0].astype(np.uint64)
+    near = np.flatnonzero(first <= np.partition(first, count - 1)[count - 1])
+    return near[np.lexsort(words[near].T[::-1])[:count]]
 
 
 def _order(seed: int, slide: str) -> bytes:

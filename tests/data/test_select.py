@@ -1,5 +1,6 @@
 """Which slides take part: conditions, nested shares, seeds."""
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -39,3 +40,11 @@ def test_a_condition_that_nothing_meets_says_what_there_is() -> None:
     with pytest.raises(errors.UsageError, match="None of the 300 slides meets") as caught:
         names(where="stain == 'PAS'")
     assert caught.value.hint == "stain holds HE, IHC"
+
+
+def test_the_least_are_found_as_bytes_are_compared():
+    rows = [(2, 9), (1, 7), (2, 1), (0, 5), (2, 3), (1, 7)]
+    words = np.array([(a, b, 0, 0) for a, b in rows], dtype=">u8")
+    for count in range(7):
+        ordered = sorted(range(6), key=lambda row: rows[row])
+        assert select._least(words, count).tolist() == ordered[:count]
