@@ -3,14 +3,15 @@
 python benchmarks/soak.py [--minutes 30] [--quick] [--json] [--seed 0] [--keep FOLDER]
 
 One run is trained in peace: the reference. Then the same command is started again and again on one
-run folder, its slide behind a web server that fails (503, resets, bodies that end early); after a
-random while it gets SIGKILL or SIGTERM. Each run that reaches its end must have the reference's
+run folder, its slide behind a web server that fails (503, resets, bodies that end early), read by a
+thread or by two processes; after a random part of its work it gets SIGKILL or SIGTERM. Each run that reaches its end must have the reference's
 weights, bit for bit; then another one begins. Meanwhile open files, threads, processes and memory
 of the whole tree are sampled, and afterwards no process may be left.
 
 Growth is told as the median peak of the last third of all lives against that of the first third,
 each sampled once it had trained for a while; a leak within a life shows as `rss_slope_mb_per_min`
-of one that is left in peace for a third of the time.
+of one that is left in peace for a third of the time. Other weights, an exit code that is not
+documented, a process left over, and (from 10 minutes on) growth above `MOST` end in exit 1.
 """
 
 from __future__ import annotations
@@ -53,8 +54,17 @@ SETTINGS = {
     "model.depth": 2,
 }
 RESULT = "teacher.safetensors"
-LONGEST_S = 15.0
-"""Between the first new step of a life and its signal."""
+READERS = (0, 2)
+"""Reading processes of a life: a thread, or two."""
+ENDS = {"left": {0}, "SIGKILL": {0, -9}, "SIGTERM": {0, 75}}
+"""Exit codes of lives by what was sent; SIGTERM while Python ends a finished run: -15."""
+MOST = {
+    **{f"{name}_growth": 1.1 for name in ("files", "threads", "processes", "rss_mb")},
+    **{f"{name}_slope_per_min": 0.5 for name in ("files", "threads", "processes")},
+    "rss_mb_slope_per_min": 1.0,
+}
+"""What is no growth: a tenth between lives, half a thing or 1 MB a minute within one."""
+JUDGED_MIN = 10.0
 SETTLED_S = 2.0
 """A life is sampled from so long after its first new step on."""
 
@@ -66,6 +76,9 @@ class Life:
     end: str
     code: int
     seconds: float
+    worked_s: float
+    """From its first new step on."""
+    readers: int
     samples: list[dict[str, float]]
 
 
@@ -99,11 +112,12 @@ def prepare(folder: Path, address: str) -> Path:
     return folder / "t.parquet"
 
 
-def training(tissue: Path, run: Path, steps: int = STEPS) -> list[str]:
-    """The command line of a run."""
+def training(tissue: Path, run: Path, steps: int = STEPS, readers: int = 0) -> list[str]:
+    """The command line of a run; the number of readers changes nothing of it."""
     chosen = SETTINGS | {"train.steps": steps}
     settings = [text for key, value in chosen.items() for text in ("--set", f"{key}={value}")]
-    flags = ["--recipe", "tiny", "--procs", "1", "--device", "cpu", "-q", "-o", run]
+    flags = ["--recipe", "tiny", "--procs", "1", "--device", "cpu", "-q", "--workers", readers]
+    flags += ["-o", run]
     return pathfm("pretrain", tissue, *flags, *settings)
 
 
@@ -127,7 +141,9 @@ def sample(process: psutil.Popen) -> dict[str, float]:
     return dict(total)
 
 
-def live(command: list[str], run: Path, until_s: float, how: signal.Signals | None) -> Life:
+def live(
+    command: list[str], run: Path, until_s: float, how: signal.Signals | None, readers: int = 0
+) -> Life:
     """Start the command; `until_s` after its first new step send a signal, unless it has ended."""
     began, before = time.monotonic(), steps_done(run)
     process = psutil.Popen(
@@ -149,8 +165,14 @@ def live(command: list[str], run: Path, until_s: float, how: signal.Signals | No
     process.stderr.close()
     if "Traceback" in said:
         raise SystemExit(f"a traceback:\n{said}")
+    ended = time.monotonic()
     return Life(
-        sent.name if sent else "left", process.returncode, time.monotonic() - began, samples
+        end=sent.name if sent else "left",
+        code=process.returncode,
+        seconds=ended - began,
+        worked_s=ended - (first or ended),
+        readers=readers,
+        samples=samples,
     )
 
 
@@ -185,10 +207,31 @@ def same(one: Path, other: Path) -> bool:
 
 
 def growth(lives: list[Life], name: str) -> float:
-    """Median peak of the last third of the lives over that of the first third."""
-    each = [max(s[name] for s in life.samples) for life in lives if len(life.samples) > 2]
-    third = max(1, len(each) // 3)
-    return statistics.median(each[-third:]) / statistics.median(each[:third])
+    """Median peak of the last third of the lives over that of the first third, of either kind."""
+    found = []
+    for readers in READERS:
+        each = [
+            max(sample[name] for sample in life.samples)
+            for life in lives
+            if life.readers == readers and len(life.samples) > 2
+        ]
+        third = max(1, len(each) // 3)
+        if each:
+            found.append(statistics.median(each[-third:]) / statistics.median(each[:third]))
+    return max(found, default=1.0)
+
+
+def expected(life: Life, run: Path) -> bool:
+    """Whether a life ended as is documented."""
+    late = life.end == "SIGTERM" and life.code == -15 and (run / RESULT).exists()
+    return late or life.code in ENDS[life.end]
+
+
+def wrong(found: dict[str, object], minutes: float) -> list[str]:
+    """What is not as it should be."""
+    judged = MOST if minutes >= JUDGED_MIN else {}
+    grown = [f"{k} is {found[k]}, above {v}" for k, v in judged.items() if found[k] > v]
+    return [*grown, *(f"a life ended as {end}" for end in found["undocumented"])]
 
 
 def slope(samples: list[dict[str, float]], name: str) -> float:
@@ -208,21 +251,25 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, object]:
         tissue = prepare(folder, address)
         began = time.monotonic()
         peace = folder / "reference"
-        if live(training(tissue, peace), peace, 0, None).code:
+        calm = live(training(tissue, peace), peace, 0, None)
+        if calm.code:
             raise SystemExit("the reference run failed")
-        print(f"reference: {STEPS} steps in {time.monotonic() - began:.0f} s")
+        print(f"reference: {STEPS} steps in {calm.worked_s:.1f} of {calm.seconds:.1f} s")
         # One long life, to see growth within a process; a third of the time.
         long = folder / "long"
         quiet = live(training(tissue, long, 10**6), long, minutes * 20, signal.SIGTERM)
         print(f"one life of {quiet.seconds:.0f} s, exit {quiet.code}: {steps_done(long)} steps")
         lives: list[Life] = []
         ends: collections.Counter[str] = collections.Counter()
-        finished, longest_s = 0, 0.0
+        finished, longest_s, undocumented = 0, 0.0, []
         run = folder / "run-0"
         while time.monotonic() - began < minutes * 60 or not finished:
             how = chance.choice((signal.SIGKILL, signal.SIGTERM))
-            life = live(training(tissue, run), run, chance.uniform(0, LONGEST_S), how)
+            readers, until_s = chance.choice(READERS), chance.uniform(0, calm.worked_s)
+            life = live(training(tissue, run, STEPS, readers), run, until_s, how, readers)
             lives.append(life)
+            if not expected(life, run):
+                undocumented.append(f"{life.end}: exit {life.code}")
             ends[f"{life.end}: exit {life.code}"] += 1
             longest_s = max(longest_s, wait_for_quiet(run))
             if life.code == 0:
@@ -235,6 +282,7 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, object]:
         "minutes": round((time.monotonic() - began) / 60, 1),
         "lives": len(lives),
         "ends": dict(sorted(ends.items())),
+        "undocumented": undocumented,
         "finished_runs": finished,
         "same_weights": finished,
         "longest_stray_s": round(longest_s, 1),
@@ -263,6 +311,8 @@ def main() -> None:
         print(f"{name}: {value}")
     if asked.json:
         print(json.dumps(found))
+    if faults := wrong(found, minutes):
+        raise SystemExit("; ".join(faults))
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ class Nodes:
                 f"Node {self.rank} of {self.count} is none.", f"--node-rank 0 to {self.count - 1}"
             )
         host, _, port = self.endpoint.rpartition(":")
-        if self.count > 1 and not (host and port.isdecimal()):
+        known = host and port.isdecimal() and 0 < int(port) < 1 << 16
+        if self.count > 1 and not known:
             raise errors.UsageError(
-                f"{self.count} nodes need a place to meet.", "--rdzv-endpoint HOST:29500"
+                f"{self.count} nodes need a place to meet, with a port from 1 to 65535.",
+                "--rdzv-endpoint HOST:29500",
             )
 
 
@@ -125,10 +127,12 @@ def launch(
     from pathfm_cli.pretrain import place
 
     patience = place.patience()
+    late_s = meeting.latest_s(patience.total_seconds())
+    late = meeting.missed(nodes.count, nodes.endpoint, f"nothing has begun after {late_s:.0f} s")
     _silence("torch.distributed.elastic")
     with tempfile.TemporaryDirectory(prefix="pathfm-") as scratch, _detached(), _every(report):
         file = Path(scratch) / "error.json"
-        with environment(count, file), meeting.stoppable(Path(scratch)):
+        with environment(count, file), meeting.stoppable(Path(scratch), late_s, late):
             run = api.elastic_launch(_config(count, scratch, nodes, patience), sys.executable)
             try:
                 if nodes.rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pathfm_cli import errors
 from pathfm_cli.pretrain import stop
@@ -20,20 +21,24 @@ GRACE_S = 0.5
 """Within so long after a signal Python's own handler has run, unless torch waits in C++."""
 ATTEMPT_S = 5.0
 BETWEEN_S = 0.5
+MARGIN_S = 10.0
+"""torch's own time-outs come first: they know more."""
 _SENTENCE = "Stopped by a signal before training began."
 _HINT = "run the same command again"
 
 
 @contextlib.contextmanager
-def stoppable(scratch: Path) -> Iterator[None]:
-    """Have `stop.SIGNALS` end this process while torch waits for other machines.
+def stoppable(scratch: Path, late_s: float, late: errors.PathfmError) -> Iterator[None]:
+    """Have `stop.SIGNALS`, or too long a wait, end this process while torch waits for others.
 
-    It waits in C++, up to half an hour, where no Python handler runs: a thread that hears of the
-    signal then ends the process. Once there are training processes, torch has set handlers of its
-    own, and this one only looks on.
+    It waits in C++, up to half an hour, where no Python handler runs, and without an end where
+    something else than torch answers: a thread that hears of the signal then ends the process. Once
+    there are training processes, torch has set handlers of its own, and this one only looks on.
 
     Args:
         scratch: a folder that is removed where the process is ended.
+        late_s: how long the wait may take.
+        late: what is said, and the exit code, when it takes longer.
 
     Raises:
         errors.Interrupted: a signal came, and Python ran.
@@ -51,14 +56,15 @@ def stoppable(scratch: Path) -> Iterator[None]:
         signal.siginterrupt(number, False)
     ended = threading.Event()
 
+    def waits() -> bool:
+        return signal.getsignal(signal.SIGTERM) is handle and not ended.wait(GRACE_S)
+
     def listen() -> None:
+        if not select.select([ear], [], [], late_s)[0] and waits():
+            _leave(late, scratch)
         while heard := os.read(ear, 1):
-            waits = heard[0] in stop.SIGNALS and signal.getsignal(heard[0]) is handle
-            if waits and not ended.wait(GRACE_S):
-                shutil.rmtree(scratch, ignore_errors=True)
-                text = f"pathfm: {_SENTENCE}\nhint: {_HINT}\n"
-                os.write(2, text.encode())
-                os._exit(errors.Interrupted.exit_code)
+            if heard[0] in stop.SIGNALS and waits():
+                _leave(errors.Interrupted(_SENTENCE, _HINT), scratch)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -72,6 +78,17 @@ def stoppable(scratch: Path) -> Iterator[None]:
         os.close(mouth)
         thread.join()
         os.close(ear)
+
+
+def _leave(error: errors.PathfmError, scratch: Path) -> NoReturn:
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.write(2, f"pathfm: {error}\nhint: {error.hint}\n".encode())
+    os._exit(error.exit_code)
+
+
+def latest_s(patience_s: float) -> float:
+    """How long a machine may wait: to reach the first one, and then for the others."""
+    return 2 * patience_s + MARGIN_S
 
 
 def reach(endpoint: str, patience_s: float) -> None:

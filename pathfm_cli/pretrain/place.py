@@ -50,6 +50,14 @@ class Place:
             distributed.all_reduce(values)
         return values
 
+    def agree(self, number: int) -> bool:
+        """Whether all ranks give the same number below 2^62; all must ask at the same step."""
+        if self.world_size == 1:
+            return True
+        both = torch.tensor([number, -number])
+        distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
+        return bool(both.sum() == 0)
+
     def wait(self) -> None:
         """Return when all ranks are here."""
         self.any(False)

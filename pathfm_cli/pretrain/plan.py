@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pathfm_cli import artifacts
-from pathfm_cli.data import draw, fixed
+from pathfm_cli.data import cohort, draw, estimate, fixed
 from pathfm_cli.pretrain import folder, networks, recipe, run
 from pathfm_cli.wsi import rows
 
@@ -39,10 +39,11 @@ def plan(
     target = Path(out)
     table = artifacts.read_table(source, *run.INPUTS)
     parent = table.header
+    known: draw.Source
     if parent.kind == "tissue":
-        draw.Sampler(table, settings.data, settings.train.seed)
+        known = draw.Sampler(table, settings.data, settings.train.seed)
     else:
-        fixed.Fixed(table, settings.train.seed, settings.data)
+        known = fixed.Fixed(table, settings.train.seed, settings.data)
     if Path(settings.model.init).exists():
         networks.pair(settings)
     finished = folder.inspect(target, run.identity(source, settings), overwrite=overwrite)
@@ -50,11 +51,14 @@ def plan(
     start = folder.steps(kept[-1]) if kept else 0
     steps = settings.train.steps
     patches = 0 if finished else (steps - start) * settings.train.batch_size
+    machine = machine or run.Machine()
+    read = patches
+    if machine.patch_cache is not None and settings.train.distinct_patches:
+        read = min(patches, settings.train.distinct_patches)
     tried: dict[str, Any] = {}
     if measure_s and patches:
         from pathfm_cli.pretrain import rehearsal
 
-        machine = machine or run.Machine()
         tried = rehearsal.rehearse(source, settings, size, machine, patches, measure_s)
     return {
         "recipe": settings.name,
@@ -63,6 +67,7 @@ def plan(
         "steps": "none: up to date" if finished else f"{start} to {steps}",
         "slides": rows.about_slides(table)["error"].null_count(),
         "patches": patches,
+        **_cost(source, settings, known, read),
         "peak_lr": settings.peak_lr,
         "peak_lr_is": settings.peak_lr_words,
         "batch": str(size.share),
@@ -70,6 +75,17 @@ def plan(
         **tried,
         "writes": os.fspath(target / folder.RESULT),
     }
+
+
+def _cost(
+    source: str | os.PathLike[str], settings: recipe.Recipe, known: draw.Source, patches: int
+) -> dict[str, Any]:
+    """Bytes and requests of so many patches, from the tiles under some of them."""
+    if not patches:
+        return {"bytes": 0, "requests": 0}
+    opened = cohort.open_cohort(source, policy=settings.train.level, idct=settings.train.idct)
+    each = estimate.cost(opened, map(known.draw, range(estimate.LOOKED_UP)))
+    return {"bytes": round(each.bytes * patches), "requests": round(each.requests * patches)}
 
 
 def summary(out: str | os.PathLike[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pathfm_cli import config, errors
 from pathfm_cli.data import estimate
-from pathfm_cli.pretrain import launch, recipe, run, trial
+from pathfm_cli.pretrain import launch, recipe, run, share, trial
 
 MODULE = "pathfm_cli.pretrain.trial"
 GPU_GB = (16, 24, 40, 80)
@@ -30,8 +30,7 @@ def rehearse(
 ) -> dict[str, Any]:
     """Try a run out in a process that is set up as a training process is; writes nothing.
 
-    One process is tried. CUDA processes are taken to add up in all; processes on a CPU share its
-    cores for reading.
+    One process is tried; see `rates` for what it means for all.
 
     Args:
         source: a `tissue` or `patches` artifact.
@@ -42,33 +41,50 @@ def rehearse(
         seconds: how long it may take, about; two steps are taken in any case.
 
     Returns:
-        Names and values for a person: bytes and requests of all patches, the rates, the duration,
-        what limits it, the memory of a process, and how many patches fit on usual GPUs.
+        Names and values for a person: the rates, the duration, what limits it, the memory of a
+        process, and how many patches fit on usual GPUs.
 
     Raises:
         errors.PathfmError: what the process raised, or that it died.
     """
-    processes = size.share.processes
     found = _try(source, settings, size, machine, seconds)
-    cuda = found.device_bytes is not None
     step, at_once = found.step, size.share.at_once
-    rates = estimate.Rates(
-        read_per_s=found.read_per_s * (processes if cuda else machine.nodes.count),
-        compute_per_s=at_once / step.seconds * processes,
-        remote=found.remote,
-        seconds=found.seconds,
-        one_after_the_other=not cuda and not found.remote,
-    )
+    known = rates(found, size.share, machine.nodes.count, os.cpu_count() or 1)
     here = {} if found.device_bytes is None else {"memory_gb_here": _gb(found.device_bytes)}
     return {
-        "bytes": round(found.cost.bytes * patches),
-        "requests": round(found.cost.requests * patches),
-        **rates.outlook(patches),
+        **known.outlook(patches),
         "memory_gb_per_process": _gb(step.state_bytes + step.patch_bytes * at_once),
         "memory_gb_of_states": _gb(step.state_bytes),
         **here,
         "patches_at_once_by_gpu_gb": {str(gpu): fitting(step, gpu) for gpu in GPU_GB},
     }
+
+
+def rates(found: trial.Trial, split: share.Share, nodes: int, cores: int) -> estimate.Rates:
+    """What a trial of one process means for all of a run.
+
+    CUDA processes add up. On a CPU a process was tried with its share of the threads: processes add
+    up as long as there is a core for each, and share the cores for reading, whose time therefore
+    adds to that of the network.
+
+    Args:
+        found: the trial.
+        split: how the batch is shared over the processes of all machines.
+        nodes: machines, each as this one.
+        cores: of this machine.
+    """
+    cuda = found.device_bytes is not None
+    local = max(1, split.processes // nodes)
+    return estimate.Rates(
+        read_per_s=found.read_per_s * (split.processes if cuda else nodes),
+        compute_per_s=split.at_once
+        / found.step.seconds
+        * nodes
+        * (local if cuda else min(local, cores)),
+        remote=found.remote,
+        seconds=found.seconds,
+        one_after_the_other=not cuda and not found.remote,
+    )
 
 
 def fitting(step: trial.Step, gpu_gb: int) -> int:

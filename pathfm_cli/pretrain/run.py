@@ -138,6 +138,11 @@ def rank(
 
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(place.join(machine.device))
+        if not here.agree(int(header.id, 16)):
+            raise errors.UsageError(
+                "The machines were started with different settings or inputs.",
+                "the same command on each but for --node-rank",
+            )
         job = book.Job(
             Path(source),
             run,

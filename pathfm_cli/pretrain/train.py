@@ -58,6 +58,8 @@ def train(job: book.Job, here: place.Place, stopping: Callable[[], bool]) -> Non
         if settings.export_every and ledger.due(settings.export_every):
             ledger.publish(method)
         if stopped and ledger.step < settings.steps:
+            # One rank writes; where the first to leave ends the others, it must not be cut short.
+            here.wait()
             raise errors.Interrupted(
                 f"Stopped after step {ledger.step} of {settings.steps}; a checkpoint is kept.",
                 "run the same command again to go on",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from pathfm_cli import errors
-from pathfm_cli.data import cohort, draw, estimate, fixed, stream
+from pathfm_cli.data import cohort, estimate, stream
 from pathfm_cli.model import device as devices
 from pathfm_cli.pretrain import augment, dino, launch, origin, place, recipe, sections, stop, train
 
@@ -47,7 +46,6 @@ class Trial:
     Attributes:
         read_per_s: patches it reads and decodes in a second.
         step: of the network.
-        cost: bytes and requests of a patch.
         remote: whether slides lie behind a network.
         device_bytes: memory of its CUDA device, else None.
         seconds: how long it took.
@@ -55,7 +53,6 @@ class Trial:
 
     read_per_s: float
     step: Step
-    cost: estimate.Cost
     remote: bool
     device_bytes: int | None
     seconds: float
@@ -68,8 +65,7 @@ class Trial:
 def loads(text: str) -> Trial:
     """The inverse of `Trial.dumps`."""
     values = json.loads(text)
-    values["step"], values["cost"] = Step(**values["step"]), estimate.Cost(**values["cost"])
-    return Trial(**values)
+    return Trial(**{**values, "step": Step(**values["step"])})
 
 
 def trial(
@@ -92,8 +88,6 @@ def trial(
         seconds: how long it may take, about; two steps are taken in any case.
     """
     began = time.perf_counter()
-    opened = cohort.open_cohort(source, policy=settings.train.level, idct=settings.train.idct)
-    cost = estimate.cost(opened, itertools.islice(_drawn(opened, settings), estimate.LOOKED_UP))
     read_per_s = estimate.rate(_pixels(source, settings, workers), READ_SHARE * seconds)
     here = place.Place(0, 1, devices.pick(device))
     measure = _cuda_step if here.device.type == "cuda" else _cpu_step
@@ -101,20 +95,10 @@ def trial(
     return Trial(
         read_per_s=read_per_s,
         step=step,
-        cost=cost,
-        remote=opened.remote,
+        remote=cohort.open_cohort(source).remote,
         device_bytes=_device_bytes(here.device),
         seconds=time.perf_counter() - began,
     )
-
-
-def _drawn(opened: cohort.Cohort, settings: recipe.Recipe) -> Iterator[draw.Patch]:
-    known: draw.Source
-    if opened.table.header.kind == "tissue":
-        known = draw.Sampler(opened.table, settings.data, settings.train.seed)
-    else:
-        known = fixed.Fixed(opened.table, settings.train.seed, settings.data)
-    return map(known.draw, itertools.count())
 
 
 def _pixels(source: Path, settings: recipe.Recipe, workers: int) -> Iterator[torch.Tensor]:

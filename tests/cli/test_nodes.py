@@ -4,6 +4,7 @@ Needs root and Linux's `ip`; elsewhere these tests are skipped.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -90,11 +91,13 @@ def test_a_cut_cable_ends_the_run_and_it_goes_on(
     assert 12 <= begun[-1] < STEPS
     again = ended(start(tissue, cut, 29513), 120)
     assert [code for code, _ in again] == [0, 0], again
+    resumed = re.search(rf"steps (\d+) to {STEPS}", again[0][1])
+    assert resumed and 10 <= int(resumed[1]) <= begun[-1], again
     result = "teacher.safetensors"
     assert (cut / result).read_bytes() == (whole / result).read_bytes()
     with capsys.disabled():
         codes = [code for code, _ in told]
         sys.stdout.write(
             f"\ntwo nodes, cable cut after step {begun[-1]}: exit {codes} after {seconds:.1f} s "
-            f"(patience {PATIENCE_S} s); resumed to step {STEPS}, weights equal\n"
+            f"(patience {PATIENCE_S} s); went on from {resumed[1]} to {STEPS}, weights equal\n"
         )

@@ -90,6 +90,7 @@ def test_dry_run_touches_nothing(tissue, tmp_path):
     assert plan["encoder"] == "vit_small_patch16_224.dino, 21,665,664 parameters"
     assert plan["patches"] == 128_000_000 and plan["steps"] == "0 to 125000"
     assert plan["peak_lr"] == pytest.approx(2e-4)
+    assert plan["bytes"] > plan["requests"] > plan["patches"]
     assert not run.exists()
 
 

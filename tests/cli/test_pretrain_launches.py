@@ -133,16 +133,27 @@ def losses(run):
     return [(row["step"], row["loss"], row["lr"]) for row in metrics(run)]
 
 
+def start_nodes(tissue, run, *of_the_second):
+    """Two launchers that train together, the second one first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = ["--nnodes", 2, "--rdzv-endpoint", f"127.0.0.1:{probe.getsockname()[1]}"]
+    command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, *meet]
+    return [start(*command, "--node-rank", rank, *(of_the_second * rank)) for rank in (1, 0)]
+
+
+@pytest.mark.slow
+def test_two_nodes_with_different_settings_are_refused(tissue, tmp_path):
+    launchers = start_nodes(tissue, tmp_path / "apart", "--set", "optim.base_lr=1e-3")
+    for launcher in launchers:
+        _, said = launcher.communicate(timeout=300)
+        assert (launcher.returncode, "with different settings" in said) == (2, True), said
+
+
 @pytest.mark.slow
 def test_two_nodes_train_as_one(finished, tissue, tmp_path):
     run = tmp_path / "nodes"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = ["pretrain", tissue, "--recipe", "tiny", *micro(), "-o", run, "--nnodes", 2]
-    launchers = [
-        start(*command, "--rdzv-endpoint", endpoint, "--node-rank", rank) for rank in (1, 0)
-    ]
+    launchers = start_nodes(tissue, run)
     said = [launcher.communicate(timeout=300) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert json.loads(said[0][0])["path"] == json.loads(said[1][0])["path"]

@@ -16,6 +16,14 @@ from processes import pathfm
         (["--recipe", "tiny", "--set", "model.arch=vit_tin"], "no model called", "did you mean"),
         (["--recipe", "tiny", "--device", "tpu"], "There is no device 'tpu'", "--device auto"),
         (["--recipe", "tiny", "--nnodes", "2"], "need a place to meet", "--rdzv-endpoint HOST:"),
+        *(
+            (
+                ["--recipe", "tiny", "--nnodes", "2", "--rdzv-endpoint", f"h:{port}"],
+                "a port from 1 to 65535",
+                "HOST:29500",
+            )
+            for port in (0, 65536, -1)
+        ),
         (["--recipe", "tiny", "--node-rank", "1"], "Node 1 of 1 is none", "--node-rank 0 to 0"),
         (
             ["--recipe", "tiny", "--overwrite", "--nnodes", "2", "--rdzv-endpoint", "a:1"],

@@ -49,6 +49,13 @@ def test_rate_leaves_out_the_first_piece() -> None:
     assert used == ["abcd", "abcd"]
 
 
+def test_rate_counts_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 2.0)  # 2 s from one look at it to the next
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
+    # Begun at 0; pieces end at 2 and 4; looked at once more at 6.
+    assert estimate.rate(itertools.repeat("abc"), 3.0) == 6 / 6
+
+
 def test_bytes_and_requests_of_patches(make_pyramid: MakePyramid, tmp_path: Path) -> None:
     # Uncompressed tiles of 64 x 64 px, 12,288 bytes each, one row after the other in the file.
     path = make_pyramid("raw.tif", size=(256, 256), factors=(1,), compression=None)

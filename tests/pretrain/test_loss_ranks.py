@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
+from pathfm_cli.pretrain import place
 from pathfm_cli.pretrain.losses import kde, koleo, sinkhorn
 
 SPLIT = {"even": 3, "all on one": 6}
@@ -42,7 +43,10 @@ def measure(number, store):
         targets = {
             name: sinkhorn.balance(part, 0.05, 3).rows(slice(None)) for name, part in parts.items()
         }
-        return {"values": values, "gradient": gradient, "local": local, **targets}
+        here = place.Place(number, 2, torch.device("cpu"))
+        agree = torch.tensor([here.agree(0xFFFFFFFFFFFF), here.agree(number), here.agree(-number)])
+        found = {"values": values, "gradient": gradient, "local": local, "agree": agree}
+        return found | targets
     finally:
         distributed.destroy_process_group()
 
@@ -82,6 +86,10 @@ def test_a_local_koleo_sees_its_own_rank_only(ranks):
         )
     together = (ranks[0]["local"] + ranks[1]["local"]).item() / 2
     assert together < koleo.koleo(features(), gathered=False).item()
+
+
+def test_ranks_know_whether_they_agree(ranks):
+    assert [one["agree"].tolist() for one in ranks] == [[True, False, False]] * 2
 
 
 @pytest.mark.parametrize("split", SPLIT)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,9 @@ except errors.Interrupted as error:
     sys.stderr.write(f"pathfm: {error}\\nhint: {error.hint}\\n")
     sys.exit(error.exit_code)
 """
+
+
+LATE = errors.PathfmError("late", "sooner")
 
 
 def free_port() -> int:
@@ -66,9 +70,23 @@ def test_machines_that_do_not_come_are_told(
     assert "--node-rank" in told.value.hint
 
 
-def test_handlers_are_as_before(tmp_path: object) -> None:
+def test_what_is_no_torch_is_not_waited_for_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers, as a web server would, so that torch's own time-out never comes."""
+    monkeypatch.setenv(place.PATIENCE, "1")
+    code = "from pathfm_cli.pretrain import meeting; meeting.MARGIN_S = 0.0\n" + WAITING
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-c", code, "1", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"did not meet at 127.0.0.1:{port}: nothing has begun after 2 s." in done.stderr
+
+
+def test_handlers_are_as_before(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(errors.Interrupted), meeting.stoppable(tmp_path):  # type: ignore[arg-type]
+    with pytest.raises(errors.Interrupted), meeting.stoppable(tmp_path, 60, LATE):
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(5)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before

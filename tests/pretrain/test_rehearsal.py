@@ -52,6 +52,27 @@ def test_what_fits_on_a_gpu():
     assert [rehearsal.fitting(step, gb) for gb in (4, 16, 24)] == [0, 10, 17]
 
 
+@pytest.mark.parametrize(
+    ("device_bytes", "processes", "nodes", "read", "compute"),
+    [
+        (None, 1, 1, 100, 8 / 2),
+        (None, 2, 1, 100, 8 / 2 * 2),
+        (None, 16, 1, 100, 8 / 2 * 4),  # four cores
+        (None, 4, 2, 200, 8 / 2 * 4),
+        (10**9, 16, 2, 1600, 8 / 2 * 16),
+    ],
+)
+def test_what_one_process_means_for_all(device_bytes, processes, nodes, read, compute):
+    step = trial.Step(seconds=2.0, state_bytes=0, patch_bytes=0)
+    found = trial.Trial(
+        read_per_s=100, step=step, remote=False, device_bytes=device_bytes, seconds=1
+    )
+    split = share.share(8 * processes, processes)
+    rates = rehearsal.rates(found, split, nodes, 4)
+    assert (rates.read_per_s, rates.compute_per_s) == (read, compute)
+    assert rates.one_after_the_other == (device_bytes is None)
+
+
 def test_a_rehearsal_adds_up(tissue, micro):
     settings = micro("train.batch_size=8")
     size = run.Size(parameters=0, share=share.share(8, 2, parts=2))
@@ -59,7 +80,6 @@ def test_a_rehearsal_adds_up(tissue, micro):
     told = rehearsal.rehearse(tissue, settings, size, machine, 1000, 0.5)
     read, step = told["read_patches_per_s"], told["compute_patches_per_s"]
     assert told["duration_s"] == pytest.approx(1000 / read + 1000 / step, abs=1)
-    assert told["bytes"] > told["requests"] > 0
     assert told["memory_gb_per_process"] >= told["memory_gb_of_states"] >= 0
     fits = told["patches_at_once_by_gpu_gb"]
     assert 0 < fits["16"] < fits["80"] and "memory_gb_here" not in told

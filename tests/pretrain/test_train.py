@@ -15,6 +15,7 @@ from pathfm_cli.data import stream
 from pathfm_cli.pretrain import (
     augment,
     book,
+    checkpoint,
     collapse,
     folder,
     networks,
@@ -81,6 +82,20 @@ def test_stopped_and_resumed_equals_uninterrupted(tissue, settings, reference, t
     torch.manual_seed(12345)
     train.train(job, HERE, lambda: False)
     same_run(reference, job.run)
+
+
+def test_no_rank_leaves_before_the_checkpoint_is_written(tissue, settings, tmp_path, monkeypatch):
+    job, calls, save = begin(tissue, tmp_path / "run", settings), [], checkpoint.save
+
+    def note(*arguments):
+        save(*arguments)
+        calls.append("saved")
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    monkeypatch.setattr(place.Place, "wait", lambda here: calls.append("all are here"))
+    with pytest.raises(errors.Interrupted):
+        train.train(job, HERE, stop_after(2))
+    assert calls[-2:] == ["saved", "all are here"]
 
 
 def test_what_is_off_in_the_presets_resumes_as_exactly(tissue, micro, tmp_path):
