@@ -4,9 +4,10 @@ python benchmarks/soak.py [--minutes 30] [--quick] [--json] [--seed 0] [--keep F
 
 One run is trained in peace: the reference. Then the same command is started again and again on one
 run folder, its slide behind a web server that fails (503, resets, bodies that end early), read by a
-thread or by two processes; after a random part of its work it gets SIGKILL or SIGTERM. Each run that reaches its end must have the reference's
-weights, bit for bit; then another one begins. Meanwhile open files, threads, processes and memory
-of the whole tree are sampled, and afterwards no process may be left.
+thread or by two processes; after a random part of its work it gets SIGKILL or SIGTERM. Each run
+that reaches its end must have the reference's weights, bit for bit; then another one begins.
+Meanwhile open files, threads, processes and memory of the whole tree are sampled, and afterwards no
+process may be left.
 
 Growth is told as the median peak of the last third of all lives against that of the first third,
 each sampled once it had trained for a while; a leak within a life shows as `rss_slope_mb_per_min`
