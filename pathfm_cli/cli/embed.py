@@ -119,18 +119,17 @@ def embed(
     for sentence in data.notes if launch.leads() else ():
         output.note(f"pathfm: {sentence}")
     sink = output.Sink(json, quiet)
-    if dry_run:
-        found = request.plan(data, spec, out)
-        if measure_s:
-            from pathfm_cli.tasks import rehearsal
-
-            found |= rehearsal.rehearse(data, encoder.load(spec, **how), measure_s, workers)
-        return sink.plan(found)
+    if dry_run and not measure_s:
+        return sink.plan(request.plan(data, spec, out))
     network = network or encoder.load(spec, **how)
-    from pathfm_cli.tasks import apart
+    from pathfm_cli.tasks import apart, rehearsal
     from pathfm_cli.tasks import embed as library
 
     reading = library.Reading(batch_size=batch_size, workers=workers, max_failed=max_failed)
+    if dry_run:
+        tried = rehearsal.rehearse(data, network, reading, measure_s)
+        alone = {"tried_on": "this process alone; the work will be spread"} if dask else {}
+        return sink.plan(request.plan(data, spec, out) | tried | alone)
     with progress.track("embed", quiet=quiet) as report, cluster.spread(dask) as spread:
         compute = None
         if spread:

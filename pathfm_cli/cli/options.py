@@ -24,7 +24,9 @@ MEASURE_S = 20.0
 """About as long as a person waits for an answer."""
 Measure = Annotated[
     float,
-    typer.Option(min=0, help="With --dry-run: seconds to try the work out for; 0: not at all."),
+    typer.Option(
+        min=0, max=3600, help="With --dry-run: seconds to try the work out for; 0: not at all."
+    ),
 ]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parallel readers; 0 means one per core.")

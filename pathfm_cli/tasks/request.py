@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pathfm_cli import artifacts, errors
-from pathfm_cli.data import draw, sample
+from pathfm_cli.data import draw, estimate, sample
 from pathfm_cli.tasks import images, source
 from pathfm_cli.tasks.datasets import catalogue
+from pathfm_cli.wsi import store
 
 
 def check(
@@ -160,9 +163,27 @@ def open_named(
 
 def plan(data: source.Source, spec: str, out: str | os.PathLike[str]) -> dict[str, Any]:
     """What `embed` would do; loads no encoder and reads no pixels."""
+    slides = data.rows["slide"].drop_nulls().n_unique()
     return {
         data.what: data.rows.height,
+        **({"slides": slides} if slides else {}),
         "classes": len(source.classes(data.rows)),
+        **_cost(data),
         "model": spec,
         "writes": os.path.abspath(out),
+    }
+
+
+def _cost(data: source.Source) -> dict[str, Any]:
+    """Bytes and requests of all rows, where they are known, from the tiles under some of them."""
+    if data.ranges is None:
+        return {}
+    order = np.random.default_rng(0).permutation(data.rows.height)
+    looked = [data.ranges(int(row)) for row in order[: estimate.LOOKED_UP]]
+    share = data.rows.height / len(looked)
+    return {
+        "bytes": round(share * sum(length for ranges in looked for _, length in ranges)),
+        "requests": round(
+            share * sum(len(store.merge(ranges, estimate.GAP_BYTES)) for ranges in looked)
+        ),
     }
