@@ -37,10 +37,13 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_the_other_machine(rank: int, number: signal.Signals) -> None:
+def test_a_signal_ends_the_wait_for_the_other_machine(
+    rank: int, number: signal.Signals, tmp_path: Path
+) -> None:
     command = [sys.executable, "-u", "-c", WAITING, str(rank), str(free_port())]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+    scratch = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=scratch) as process:
         try:
             # While it waits, what it says goes to stderr, as of all that torchrun starts.
             assert process.stderr is not None
@@ -52,6 +55,7 @@ def test_a_signal_ends_the_wait_for_the_other_machine(rank: int, number: signal.
             process.kill()
         said = process.stderr.read().replace("waiting\n", "")
     assert process.returncode == 75
+    assert not list(tmp_path.glob("pathfm-*"))
     assert said == (
         "pathfm: Stopped by a signal before training began.\nhint: run the same command again\n"
     )
