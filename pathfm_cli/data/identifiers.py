@@ -15,7 +15,7 @@ from concurrent import futures
 from typing import Any
 
 from pathfm_cli import errors
-from pathfm_cli.wsi import ahead, dicom, rendered, series, store, tiff, vendor
+from pathfm_cli.wsi import ahead, dicom, labels, rendered, series, store, tiff
 
 MAX_TEXT_BYTES = 1 << 20
 """Of a text tag, so much is searched."""
@@ -29,7 +29,7 @@ WHOLE_TAGS = {
     33723: "IPTC",
 }
 """TIFF tags that are a finding when they hold anything."""
-TEXT_TAGS = (tiff.IMAGE_DESCRIPTION, 285, tiff.SOFTWARE, tiff.XMP)
+TEXT_TAGS = (tiff.IMAGE_DESCRIPTION, tiff.PAGE_NAME, tiff.SOFTWARE, tiff.XMP)
 """TIFF tags (ImageDescription, PageName, Software, XMP) whose keys are looked at."""
 KEYS = (
     *("user", "date", "time", "datetime", "filename", "imageid", "title", "slideid", "caseid"),
@@ -164,7 +164,8 @@ def _of_directory(directory: tiff.Directory) -> Iterator[str]:
             yield name
     for tag in TEXT_TAGS:
         yield from keys_in(directory.start(tag, MAX_TEXT_BYTES))
-    if vendor.is_label(directory):
+    described = directory.start(tiff.IMAGE_DESCRIPTION, MAX_TEXT_BYTES)
+    if labels.is_label(directory) or labels.names_one(described):
         yield LABEL
 
 
