@@ -175,7 +175,7 @@ def _ome(chain: Sequence[tiff.Directory], description: str, name: str) -> Descri
     planes = _planes(base, base.children or chain, name)
     size = (planes[0].width_px, planes[0].height_px)
     for image in document.images:
-        if (image.width_px, image.height_px) == size and not image.label:
+        if (image.width_px, image.height_px) == size:
             break
     else:
         raise errors.SlideError(f"{name}: its OME-XML describes no image of {size[0]}x{size[1]} px")
