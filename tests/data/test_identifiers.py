@@ -74,6 +74,8 @@ Patient|Date of Birth|Accession|Physician|Operator|Experimenter|Institution|Hosp
 Serial Number|Case Number|Medical Record|Acquisition Date Time|Pathologist|Technician|Slide|Slide ID
 Case|Case No|Case ID|Specimen ID|Sample ID|Comment|Author|Creator|Label Text|Study ID|Created
 Creation Date Time
+Datetime|Date Created|Scan Date|Acquisition Time|Study Date|Specimen|Block ID|Slide Annotation|PID
+NHS|NHS No|Forename|Phone|Telephone|Created By|Owner|Doctor|Comments|Description|Reference
 """
 
 
@@ -131,6 +133,7 @@ PatientTelephoneNumbers OtherPatientNames OtherPatientIDs AccessionNumber StudyI
 SeriesDescription ImageComments ContainerIdentifier ReferringPhysicianName PerformingPhysicianName
 OperatorsName InstitutionName InstitutionAddress StationName DeviceSerialNumber BarcodeValue
 LabelText StudyDate SeriesDate ContentDate AcquisitionDate AcquisitionDateTime StudyTime
+SpecimenIdentifier SpecimenShortDescription EthnicGroup Occupation InstitutionalDepartmentName
 """
 VALUES = {"Date": "20200131", "Time": "101112", "DateTime": "20200131101112", "Age": "061Y"}
 
