@@ -15,10 +15,14 @@ from concurrent import futures
 from typing import Any
 
 from pathfm_cli import errors
-from pathfm_cli.wsi import ahead, dicom, rendered, series, store, tiff, vendor
+from pathfm_cli.wsi import ahead, dicom, labels, rendered, series, store, tiff, vendor
 
 MAX_TEXT_BYTES = 1 << 20
 """Of a text tag, so much is searched."""
+MAX_TAG_BYTES = 4096
+"""Of a tag that counts when it holds anything, so much is looked at."""
+MAX_SLIDE_TEXT_BYTES = 8 << 20
+"""Of a slide's TIFF tags, so much is searched (a second each MB at worst): tags may share bytes."""
 
 WHOLE_TAGS = {
     269: "DocumentName",
@@ -27,38 +31,76 @@ WHOLE_TAGS = {
     316: "HostComputer",
     33432: "Copyright",
     33723: "IPTC",
+    65427: "Reference",
+    65442: "ScannerSerialNumber",
 }
 """TIFF tags that are a finding when they hold anything."""
-TEXT_TAGS = (tiff.IMAGE_DESCRIPTION, 285, tiff.SOFTWARE, tiff.XMP)
-"""TIFF tags (ImageDescription, PageName, Software, XMP) whose keys are looked at."""
+TEXT_TAGS = (tiff.IMAGE_DESCRIPTION, tiff.PAGE_NAME, tiff.SOFTWARE, tiff.XMP, 65449)
+"""TIFF tags (ImageDescription, PageName, Software, XMP, NDPI's properties) whose keys count."""
 KEYS = (
-    *("user", "date", "time", "datetime", "filename", "imageid", "title", "slideid", "caseid"),
-    *("mrn", "dob", "ssn", "scandate", "acquisitiondate", "acquisitiontime", "scanscopeid"),
+    *("user", "date", "time", "datetime", "created", "createdate", "creationdate", "datecreated"),
+    *("scandate", "acquisitiondate", "acquisitiontime", "studydate", "studyid", "filename"),
+    *("title", "slide", "slideid", "slidename", "imageid", "case", "caseid", "caseno"),
+    *("specimen", "specimenid", "sampleid", "blockid", "labeltext", "slideannotation"),
+    *("mrn", "dob", "ssn", "pid", "nhs", "nhsnumber", "nhsno", "sn", "scanscopeid"),
+    *("surname", "forename", "sex", "gender", "age", "phone", "telephone", "address"),
+    *("author", "creator", "createdby", "owner", "doctor", "comment", "comments"),
 )
 """Keys that are a finding, spelled without spaces, signs and capitals."""
+LOOSE_KEYS = ("name", "description", "reference")
+"""The same; but as XML's own tags and attributes they are everywhere, and no finding there."""
 PARTS = (
     *("patient", "birth", "accession", "physician", "operator", "experimenter", "institution"),
     *("hospital", "barcode", "serialnumber", "username", "firstname", "lastname", "email"),
-    *("casenumber", "medicalrecord", "acquisitiondatetime"),
+    *("casenumber", "medicalrecord", "acquisitiondatetime", "creationdatetime"),
+    *("pathologist", "technician"),
 )
 """What makes a key a finding wherever it stands in it."""
 DICOM_KEYWORDS = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
-    *("OtherPatientIDs", "AccessionNumber", "ContainerIdentifier", "SpecimenIdentifier"),
-    *("ReferringPhysicianName", "OperatorsName", "InstitutionName", "InstitutionAddress"),
+    *("PatientID", "PatientSex", "PatientAge", "PatientAddress", "PatientComments"),
+    *("PatientTelephoneNumbers", "OtherPatientIDs", "EthnicGroup", "Occupation"),
+    *("AccessionNumber", "StudyID", "StudyDescription", "SeriesDescription", "ImageComments"),
+    *("ContainerIdentifier", "SpecimenIdentifier", "SpecimenShortDescription"),
+    *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
     *("StationName", "DeviceSerialNumber", "BarcodeValue", "LabelText"),
-    *("StudyDate", "SeriesDate", "ContentDate", "AcquisitionDateTime"),
 )
+DICOM_TYPES = ("PN", "DA", "DT", "TM")
+"""DICOM value representations that are a finding: names of persons, dates and times."""
 LABEL = "label or macro image"
 
-_FIELD = re.compile(
-    r"(?:^|[|\n;,])[ \t]*([A-Za-z][\w .-]{0,48}?)[ \t]*(?:=|:(?!//))[ \t]*[^\s|;,=:]"
-)
+_FIELD = re.compile(r"(?:^|[|\r\n;,])[ \t]*(\w[\w ./-]{0,48}?)[ \t]*(?:=|:(?!//))[ \t]*[^\s|;,=:]")
+_JSON = re.compile(r"\"([\w ./-]{1,64})\"\s*:\s*(?:\"[^\"]|[\w\[{-])")
 _ATTRIBUTE = re.compile(r"\s(?:\w{1,32}:)?(\w{1,64})=[\"'][^\s\"']")
-_ELEMENT = re.compile(r"<(?:\w{1,32}:)?(\w{1,64})[^<>]{0,512}>\s*[^<>\s]")
+_ELEMENT = re.compile(
+    r"<(?:\w{1,32}:)?(\w{1,64})[^<>]{0,512}>\s*(?:<rdf:\w{1,32}[^<>]{0,128}>\s*){0,2}[^<>\s]"
+)
+_PAIRS = (
+    re.compile(r"\s(?:Name|Key|K)=[\"']([^\"'<>]{1,64})[\"'][^<>]{0,512}>\s*[^<>\s]", re.I),
+    re.compile(r"\s(?:Name|Key|K)=[\"']([^\"'<>]{1,64})[\"']\s+(?:Value|V)=[\"'][^\"']", re.I),
+    re.compile(
+        r"<(?:\w{1,32}:)?(?:Name|Key)>([^<>]{1,64})</[\w:]{1,64}>\s*"
+        r"<(?:\w{1,32}:)?Value(?:\s[^<>]{0,512})?>\s*[^<>\s]",
+        re.I,
+    ),
+)
+"""Keys that XML holds as values, as Philips, OME and Bio-Formats, and libvips write them."""
+_OME_NAME = re.compile(r"<(?:\w{1,32}:)?Image\s[^<>]{0,512}?\bName=[\"'][^\s\"']")
+_YEAR = r"(?:19|20)\d\d"
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 _DATE = re.compile(
-    r"(?<![\w.])(?:(?:19|20)\d\d[-/:]\d\d?[-/:]\d\d?|\d\d?/\d\d?/\d\d(?:\d\d)?|\d\d?\.\d\d?\.(?:19|20)\d\d)"
-    r"(?![\w.])"
+    r"(?<![\w.])(?:"
+    + "|".join(
+        (
+            rf"{_YEAR}[-/:]\d\d?[-/:]\d\d?(?:T[\d:.]{{2,15}}Z?)?",
+            rf"{_YEAR}\.(?:0\d|1[0-2])\.[0-3]\d",
+            rf"{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[T_]?\d{{4,6}}(?:\.\d{{1,6}})?)?",
+            r"\d\d?/\d\d?/\d\d(?:\d\d)?",
+            rf"\d\d?[.-]\d\d?[.-]{_YEAR}",
+            rf"\d\d?[ .-]{{1,2}}{_MONTH}[ .,-]{{1,2}}{_YEAR}",
+            rf"{_MONTH}[ .]{{1,2}}\d\d?,? {_YEAR}",
+        )
+    )
+    + r")(?!\w|\.\d)"
 )
 
 
@@ -83,7 +125,10 @@ class Report:
         if self.unread:
             said.append(f"{len(self.unread)} slides cannot be checked, such as {self.unread[0]}")
         if not self.found:
-            return (*said, f"no identifiers in the metadata of {self.looked} slides")
+            none = f"no identifiers in the metadata of {self.looked} slides"
+            if not self.looked:
+                none = "the metadata of no slide could be read: nothing is known of identifiers"
+            return (*said, none)
         counts = collections.Counter(name for names in self.found.values() for name in names)
         tags = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
         said.append(f"{len(self.found)} of {self.looked} slides carry identifiers: {tags}")
@@ -122,27 +167,63 @@ def find(path: str) -> tuple[str, ...]:
         return tuple(sorted(_of_dicom(source)))
     if not tiff.is_tiff(source.read(0, min(16, source.size))):
         return tuple(sorted(_of_openslide(path)))
-    names: set[str] = set()
-    for directory in _all(tiff.directories(ahead.Ahead(source))):
-        names |= set(_of_directory(directory))
+    source = ahead.Ahead(source)
+    names = _of_tiff(source)
+    if _is_rendered(source, path):
+        try:
+            told = _of_openslide(path)
+        except errors.SlideError:
+            if not names:
+                raise
+            return tuple(sorted(names))
+        # openslide tells what tags hold as `hamamatsu.Created`.
+        names |= {name for name in told if name.partition(".")[2] not in names}
     return tuple(sorted(names))
 
 
 def keys_in(text: str) -> set[str]:
-    """Those keys in a text (`KEY = VALUE`, `KEY: VALUE`, XML) that may identify somebody.
+    """Those keys in a text (`KEY = VALUE`, `KEY: VALUE`, JSON, XML) that may identify somebody.
 
     A date beside none of them is the finding "a date".
     """
-    names = set()
-    for pattern in (_FIELD, _ATTRIBUTE, _ELEMENT):
-        for match in pattern.finditer(text):
-            name = match[1].strip()
-            plain = re.sub(r"[\W_]", "", name.rpartition(".")[2]).lower()
-            if plain in KEYS or any(part in plain for part in PARTS):
-                names.add(name)
+    names = {
+        name
+        for pattern in (_FIELD, _JSON, *_PAIRS)
+        for name in _keys(pattern, text)
+        if _may_identify(name, (*KEYS, *LOOSE_KEYS))
+    }
+    names |= {
+        name
+        for pattern in (_ATTRIBUTE, _ELEMENT)
+        for name in _keys(pattern, text)
+        if _may_identify(name, KEYS)
+    }
+    if _OME_NAME.search(text):
+        names.add("Image Name")
     if not any("date" in name.lower() for name in names) and _DATE.search(text):
         names.add("a date")
     return names
+
+
+def _keys(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    return (match[1].strip() for match in pattern.finditer(text))
+
+
+def _may_identify(name: str, keys: Sequence[str]) -> bool:
+    # Of `mirax.GENERAL.SLIDE_ID` or `NDP.S/N` the last word counts.
+    plain = re.sub(r"[\W_]", "", name.rpartition(".")[2]).lower()
+    return plain in keys or any(part in plain for part in PARTS)
+
+
+def _is_rendered(source: store.Source, path: str) -> bool:
+    """Whether a TIFF is one that only openslide reads, such as NDPI."""
+    try:
+        vendor.describe(source, path)
+    except vendor.Foreign:
+        return True
+    except errors.SlideError:
+        return False
+    return False
 
 
 def _tried(path: str) -> tuple[str, ...] | None:
@@ -158,27 +239,44 @@ def _all(chain: Sequence[tiff.Directory]) -> Iterator[tiff.Directory]:
         yield from directory.children
 
 
-def _of_directory(directory: tiff.Directory) -> Iterator[str]:
-    for tag, name in WHOLE_TAGS.items():
-        if directory.start(tag, MAX_TEXT_BYTES).strip():
-            yield name
-    for tag in TEXT_TAGS:
-        yield from keys_in(directory.start(tag, MAX_TEXT_BYTES))
-    if vendor.is_label(directory):
-        yield LABEL
+def _of_tiff(source: store.Source) -> set[str]:
+    names: set[str] = set()
+    left = MAX_SLIDE_TEXT_BYTES
+    for directory in _all(tiff.directories(source)):
+        for tag, name in WHOLE_TAGS.items():
+            if directory.start(tag, MAX_TAG_BYTES).strip():
+                names.add(name)
+        texts = [directory.start(tag, MAX_TEXT_BYTES) for tag in TEXT_TAGS]
+        left -= sum(map(len, texts))
+        if left < 0:
+            raise errors.SlideError(
+                f"{source.uri}: more than {MAX_SLIDE_TEXT_BYTES >> 20} MB of text in its tags"
+            )
+        for text in texts:
+            names |= keys_in(text)
+        if labels.is_label(directory) or any(map(labels.names_one, texts)):
+            names.add(LABEL)
+    return names
 
 
 def _of_dicom(source: series.Series) -> set[str]:
     names: set[str] = set()
     for header in dicom.headers(source, source.uri):
         names |= {
-            str(element.keyword)
+            str(element.keyword) or "a private tag"
             for element in header.iterall()
-            if element.keyword in DICOM_KEYWORDS and str(element.value).strip()
+            if _is_finding(element) and str(element.value).strip()
         }
         if dicom.is_auxiliary(header):
             names.add(LABEL)
     return names
+
+
+def _is_finding(element: Any) -> bool:
+    if element.keyword == "SpecimenLabelInImage":
+        return str(element.value) == "YES"
+    own = element.tag.is_private and not element.tag.is_private_creator
+    return own or element.keyword in DICOM_KEYWORDS or element.VR in DICOM_TYPES
 
 
 def _of_openslide(path: str) -> set[str]:

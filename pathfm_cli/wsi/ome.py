@@ -10,6 +10,7 @@ import dataclasses
 from xml.parsers import expat
 
 from pathfm_cli import errors
+from pathfm_cli.wsi import labels
 
 MAX_XML_BYTES = 16 << 20
 
@@ -23,6 +24,7 @@ class Image:
     Attributes:
         mpp: (x, y) in um/px; 0.0 where it is absent or its unit is no length.
         planes: focal planes times time points times channels beyond one RGB channel.
+        label: whether its name says that it is a label, macro, overview or thumbnail.
     """
 
     width_px: int
@@ -31,14 +33,20 @@ class Image:
     size_c: int
     planes: int
     pixel_type: str
+    label: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """What pathfm needs of an OME-XML document."""
+    """What pathfm needs of an OME-XML document.
+
+    Attributes:
+        label_ifds: numbers of the TIFF directories that hold images with `label`.
+    """
 
     images: tuple[Image, ...]
     objective: float | None
+    label_ifds: frozenset[int]
 
 
 def is_ome(description: str) -> bool:
@@ -64,25 +72,32 @@ def parse(description: str, name: str) -> Document:
         parser.Parse(description.encode(), True)
     except (expat.ExpatError, ValueError) as error:
         raise errors.SlideError(f"{name}: its OME-XML cannot be read ({error})") from error
-    return Document(tuple(reader.images), reader.objective)
+    return Document(tuple(reader.images), reader.objective, frozenset(reader.label_ifds))
 
 
 class _Reader:
     def __init__(self) -> None:
         self.images: list[Image] = []
         self.objective: float | None = None
+        self.label_ifds: set[int] = set()
+        self._label = False
 
     def refuse(self, *declaration: object) -> None:
         raise ValueError("it declares a document type or an entity")
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        if tag.endswith("Pixels"):
-            self.images.append(_image(attributes))
+        plain = tag.rpartition(":")[2]
+        if plain == "Image":
+            self._label = labels.is_name_of_one(attributes.get("Name", ""))
+        elif plain == "TiffData" and self._label and "IFD" in attributes:
+            self.label_ifds.add(int(attributes["IFD"]))
+        elif tag.endswith("Pixels"):
+            self.images.append(_image(attributes, self._label))
         elif tag.endswith("Objective") and self.objective is None:
             self.objective = _number(attributes.get("NominalMagnification", "")) or None
 
 
-def _image(attributes: dict[str, str]) -> Image:
+def _image(attributes: dict[str, str], label: bool) -> Image:
     sizes = {key: int(attributes.get(f"Size{key}", "1")) for key in "XYCZT"}
     mpp = [
         _number(attributes.get(f"PhysicalSize{axis}", ""))
@@ -96,6 +111,7 @@ def _image(attributes: dict[str, str]) -> Image:
         size_c=sizes["C"],
         planes=sizes["Z"] * sizes["T"],
         pixel_type=attributes.get("Type", ""),
+        label=label,
     )
 
 

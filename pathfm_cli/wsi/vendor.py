@@ -10,12 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from pathfm_cli import errors
-from pathfm_cli.wsi import codecs, mpp, ome, store, tiff
+from pathfm_cli.wsi import codecs, labels, mpp, ome, store, tiff
 
 MAX_SIDE_PX = 1 << 24
 """Largest image side; a BigTIFF header can claim anything."""
-LABEL_BYTES = 4096
-"""Of an ImageDescription, where the word `label` or `macro` is looked for."""
 
 _FOREIGN_HEADS = {
     b"\x89PNG": "a PNG image",
@@ -38,6 +36,7 @@ _COMPRESSIONS = {
     34712: "jp2k-rgb",
     50001: "webp",
 }
+_REDUCED, _MASK = 1, 4
 _RGB = 2
 _YCBCR = 6
 
@@ -145,24 +144,18 @@ def _refuse_foreign(first: tiff.Directory, description: str, name: str) -> None:
 
 
 def _aperio(chain: Sequence[tiff.Directory], description: str, name: str) -> Description:
+    base = chain[0]
+    if labels.is_label(base):
+        base = _base(chain, name)
+        description = base.text(tiff.IMAGE_DESCRIPTION)
     keys = _aperio_keys(description)
     objective = _positive(keys.get("AppMag"))
     declared = None
     if "MPP" in keys:
         value = _positive(keys["MPP"]) or 0.0
         declared = (value, value)
-    resolution = mpp.resolve(declared, "aperio", _tag_mpp(chain[0]), objective)
-    levels = [directory for directory in chain[1:] if not is_label(directory)]
-    return Description("aperio", resolution, objective, _planes(chain[0], levels, name))
-
-
-def is_label(directory: tiff.Directory) -> bool:
-    """Whether it is a label or macro photograph, which may show a patient's name.
-
-    Aperio names them in the second line of ImageDescription, converters in the first.
-    """
-    lines = directory.start(tiff.IMAGE_DESCRIPTION, LABEL_BYTES).splitlines()[:2]
-    return any(line.strip().lower().startswith(("label", "macro")) for line in lines)
+    resolution = mpp.resolve(declared, "aperio", _tag_mpp(base), objective)
+    return Description("aperio", resolution, objective, _planes(base, chain, name))
 
 
 def _aperio_keys(description: str) -> dict[str, str]:
@@ -177,10 +170,9 @@ def _aperio_keys(description: str) -> dict[str, str]:
 
 def _ome(chain: Sequence[tiff.Directory], description: str, name: str) -> Description:
     document = ome.parse(description, name)
-    base = _largest(chain, name)
-    rest = base.children or [directory for directory in chain if directory is not base]
-    rest = [directory for directory in rest if not is_label(directory)]
-    planes = _planes(base, rest, name)
+    chain = _no_labels(chain, document)
+    base = _base(chain, name)
+    planes = _planes(base, base.children or chain, name)
     size = (planes[0].width_px, planes[0].height_px)
     for image in document.images:
         if (image.width_px, image.height_px) == size:
@@ -197,15 +189,27 @@ def _ome(chain: Sequence[tiff.Directory], description: str, name: str) -> Descri
     return Description("ome", resolution, document.objective, planes)
 
 
-def _generic(chain: Sequence[tiff.Directory], name: str) -> Description:
-    base = _largest(chain, name)
-    rest = [
+def _no_labels(chain: Sequence[tiff.Directory], document: ome.Document) -> Sequence[tiff.Directory]:
+    """The directories that hold none of the images that are named as labels.
+
+    A directory number may mean another file of a set, so it does not count against the size.
+    """
+    named: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+    for image in document.images:
+        named[image.label].add((image.width_px, image.height_px))
+    return [
         directory
-        for directory in (*base.children, *chain)
-        if directory is not base and not is_label(directory)
+        for number, directory in enumerate(chain)
+        if _size(directory) not in named[True]
+        and (number not in document.label_ifds or _size(directory) in named[False])
     ]
+
+
+def _generic(chain: Sequence[tiff.Directory], name: str) -> Description:
+    base = _base(chain, name)
     resolution = mpp.resolve(None, "", _tag_mpp(base), None)
-    return Description("generic-tiff", resolution, None, _planes(base, rest, name))
+    planes = _planes(base, (*base.children, *chain), name)
+    return Description("generic-tiff", resolution, None, planes)
 
 
 def _tag_mpp(directory: tiff.Directory) -> tuple[float, float]:
@@ -216,12 +220,23 @@ def _tag_mpp(directory: tiff.Directory) -> tuple[float, float]:
     )
 
 
-def _largest(chain: Sequence[tiff.Directory], name: str) -> tiff.Directory:
-    tiled = [
+def _base(chain: Sequence[tiff.Directory], name: str) -> tiff.Directory:
+    """Level 0: of the images that are no label or mask and no reduced copy, the largest in tiles.
+
+    Where every image calls itself reduced, the largest of these.
+    """
+    images = [
         directory
         for directory in chain
-        if tiff.TILE_WIDTH in directory.tags and not is_label(directory)
+        if not (directory.number(tiff.NEW_SUBFILE_TYPE) & _MASK or labels.is_label(directory))
     ]
+    if not images:
+        raise errors.SlideError(
+            f"{name}: only images that are a label, macro, overview, thumbnail or mask by their "
+            "kind, description or name, which are not read"
+        )
+    full = [one for one in images if not one.number(tiff.NEW_SUBFILE_TYPE) & _REDUCED]
+    tiled = [directory for directory in full or images if tiff.TILE_WIDTH in directory.tags]
     if not tiled:
         raise errors.SlideError(f"{name}: a TIFF in strips, not in tiles; convert it to tiles")
     return max(tiled, key=lambda directory: _size(directory)[0] * _size(directory)[1])
@@ -230,11 +245,12 @@ def _largest(chain: Sequence[tiff.Directory], name: str) -> tiff.Directory:
 def _planes(
     base: tiff.Directory, candidates: Sequence[tiff.Directory], name: str
 ) -> tuple[Plane, ...]:
-    """Level 0 and, finest first, every candidate that is a smaller tiled copy of it."""
+    """Level 0 and, finest first, every candidate that is a smaller tiled copy, no label."""
     planes = {_size(base): _plane(base, name)}
     for directory in candidates:
         size = _size(directory)
-        if _is_level(directory, size, _size(base)) and size not in planes:
+        fits = _is_level(directory, size, _size(base)) and size not in planes
+        if fits and not labels.is_label(directory):
             planes[size] = _plane(directory, name)
     return tuple(sorted(planes.values(), key=lambda plane: -plane.width_px))
 

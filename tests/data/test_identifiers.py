@@ -8,17 +8,19 @@ import tifffile
 from processes import pathfm
 from ramps import MakePyramid
 
+from pathfm_cli import errors
 from pathfm_cli.data import identifiers
 
 APERIO = "Aperio Image Library v11.0.37\n1024x768 (64x64) JPEG|AppMag = 40|MPP = 0.25"
 SECRET = "Jane Roe 1961"
+NAMED = {"ScanScope ID", "Filename", "ImageID", "Title"}
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         (f"{APERIO}|User = {SECRET}|Date = 12/29/09|Time = 09:59:15", {"User", "Date", "Time"}),
-        (f"{APERIO}|ScanScope ID = SS1|Filename = 7|ImageID = 8|Title = x", None),
+        (f"{APERIO}|ScanScope ID = SS1|Filename = 7|ImageID = 8|Title = x", NAMED),
         (f"{APERIO}|Patient Name = {SECRET}", {"Patient Name"}),
         (f"{APERIO}|User = |Date=", set()),
         (f"{APERIO}|ICC Profile = IEC 61966-2.1", set()),
@@ -32,12 +34,71 @@ SECRET = "Jane Roe 1961"
             {"UserName"},
         ),
         ("<OME><AcquisitionDate>2020-01-01</AcquisitionDate></OME>", {"AcquisitionDate"}),
-        ('<DataObject><Attribute Name="PIM_DP_UFS_BARCODE">MTIz</Attribute></DataObject>', set()),
+        (
+            '<DataObject><Attribute Name="PIM_DP_UFS_BARCODE">MTIz</Attribute></DataObject>',
+            {"PIM_DP_UFS_BARCODE"},
+        ),
+        (
+            '<Attribute Name="DICOM_PATIENT_NAME" Group="0x10">Roe</Attribute>',
+            {"DICOM_PATIENT_NAME"},
+        ),
+        ('<Attribute Name="DICOM_PATIENT_NAME"></Attribute><x/>', set()),
+        ('<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>', set()),
+        ('<M K="Patient Name">Roe</M>', {"Patient Name"}),
+        ("<Key>User</Key><Value>Roe</Value>", {"User"}),
+        ('<name>aperio.User</name>\n<value type="VipsRefString">Roe</value>', {"aperio.User"}),
+        ('<Property Name="Case" Value="7"/>', {"Case"}),
+        ('<OME><Image ID="Image:0" Name="Roe"/></OME>', {"Image Name"}),
+        (
+            '{"patient_name": "Roe", "PatientID":"7", "shape": [1, 2]}',
+            {"patient_name", "PatientID"},
+        ),
+        ('{"patient_name": ""}', set()),
+        ("hamamatsu.NDP.S/N = 7\nhamamatsu.Reference=S12", None),
+        ("mirax.GENERAL.SLIDE_NAME = Roe", {"mirax.GENERAL.SLIDE_NAME"}),
+        ("a\rUser = Roe", {"User"}),
+        ("<creationDate>2011-02-03T10:00:00.10Z</creationDate>", {"creationDate"}),
+        ('<rdf:Description rdf:about="" xmp:CreateDate="2011-02-03T10:00:00"/>', {"CreateDate"}),
+        ("<dc:creator><rdf:Seq><rdf:li>Roe</rdf:li></rdf:Seq></dc:creator>", {"creator"}),
     ],
 )
 def test_keys_that_may_identify(text: str, found: set[str] | None) -> None:
-    expected = {"ScanScope ID", "Filename", "ImageID", "Title"} if found is None else found
-    assert identifiers.keys_in(text) == expected
+    if found is None:
+        found = {"hamamatsu.NDP.S/N", "hamamatsu.Reference"}
+    assert identifiers.keys_in(text) == found
+
+
+KEYS = """
+Name|Surname|First Name|Last Name|User Name|Sex|Age|Gender|NHS Number|MRN|DOB|SSN|E-mail|Address
+Patient|Date of Birth|Accession|Physician|Operator|Experimenter|Institution|Hospital|Barcode
+Serial Number|Case Number|Medical Record|Acquisition Date Time|Pathologist|Technician|Slide|Slide ID
+Case|Case No|Case ID|Specimen ID|Sample ID|Comment|Author|Creator|Label Text|Study ID|Created
+Creation Date Time
+Datetime|Date Created|Scan Date|Acquisition Time|Study Date|Specimen|Block ID|Slide Annotation|PID
+NHS|NHS No|Forename|Phone|Telephone|Created By|Owner|Doctor|Comments|Description|Reference
+"""
+
+
+@pytest.mark.parametrize("key", KEYS.strip().replace("\n", "|").split("|"))
+def test_each_key(key: str) -> None:
+    assert identifiers.keys_in(f"{APERIO}|{key} = x") == {key}
+
+
+@pytest.mark.parametrize(
+    "date",
+    """2011-02-03T10:00:00 2011-02-03T10:00:00.10Z 31-12-2019 2020.01.31 20200131 20131101123456.0
+    20200131T101112 2019/12/31 2019:12:31""".split()
+    + ["12 Jan 2020", "12-Jan-2020", "Jan 12, 2020", "January 12 2020", "on 31.12.2019."],
+)
+def test_each_date(date: str) -> None:
+    assert identifiers.keys_in(f"scanned {date} here") == {"a date"}
+
+
+@pytest.mark.parametrize(
+    "text", ["12345678", "20209931", "10.0.50", "0.2020.01", "1024x768", "v3.1"]
+)
+def test_no_date(text: str) -> None:
+    assert identifiers.keys_in(f"library {text} here") == set()
 
 
 def test_tags_of_a_tiff(make_pyramid: MakePyramid) -> None:
@@ -64,6 +125,85 @@ def test_tags_of_a_dicom_series(formats_folder: Path) -> None:
     found = identifiers.find(f"{formats_folder / 'dicom-CMU-1-Small-Region'}/")
     assert {"ContainerIdentifier", "DeviceSerialNumber", "label or macro image"} <= set(found)
     assert "PatientName" not in found  # it is empty there
+
+
+DICOM = """
+PatientName PatientID PatientBirthDate PatientSex PatientAge PatientAddress PatientComments
+PatientTelephoneNumbers OtherPatientNames OtherPatientIDs AccessionNumber StudyID StudyDescription
+SeriesDescription ImageComments ContainerIdentifier ReferringPhysicianName PerformingPhysicianName
+OperatorsName InstitutionName InstitutionAddress StationName DeviceSerialNumber BarcodeValue
+LabelText StudyDate SeriesDate ContentDate AcquisitionDate AcquisitionDateTime StudyTime
+SpecimenIdentifier SpecimenShortDescription EthnicGroup Occupation InstitutionalDepartmentName
+"""
+VALUES = {"Date": "20200131", "Time": "101112", "DateTime": "20200131101112", "Age": "061Y"}
+
+
+def of_dicom(folder: Path, **values: str) -> tuple[str, ...]:
+    """What is found in a DICOM file without pixels."""
+    from pydicom import dataset, uid
+
+    header = dataset.Dataset()
+    header.file_meta = dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+    for name, value in values.items():
+        setattr(header, name, value)
+    if not values:
+        header.private_block(0x11, "MAKER", create=True).add_new(1, "LO", SECRET)
+    header.save_as(folder / "a.dcm", enforce_file_format=True)
+    return identifiers.find(f"{folder}/")
+
+
+@pytest.mark.parametrize("keyword", DICOM.split())
+def test_each_dicom_keyword(tmp_path: Path, keyword: str) -> None:
+    pytest.importorskip("pydicom")
+    endings = [end for end in VALUES if keyword.endswith(end)]
+    value = VALUES[max(endings, key=len)] if endings else "7"
+    assert of_dicom(tmp_path, **{keyword: value}) == (keyword,)
+
+
+def test_other_tags_of_dicom(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    assert of_dicom(tmp_path, PatientName="", Manufacturer="x", SpecimenLabelInImage="NO") == ()
+    assert of_dicom(tmp_path, SpecimenLabelInImage="YES") == ("SpecimenLabelInImage",)
+    assert of_dicom(tmp_path) == ("a private tag",)
+
+
+@pytest.mark.parametrize("kind", ["LABEL", "OVERVIEW", "THUMBNAIL"])
+def test_label_images_of_dicom(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("pydicom")
+    found = of_dicom(tmp_path, ImageType=["ORIGINAL", "PRIMARY", kind, "NONE"])
+    assert found == (identifiers.LABEL,)
+
+
+def test_a_tiff_that_only_openslide_reads(formats_folder: Path) -> None:
+    pytest.importorskip("openslide")
+    found = identifiers.find(str(formats_folder / "fluorescence-DAPI.ndpi"))
+    assert {"Created", "NDP.S/N", "ScannerSerialNumber", "DateTime", identifiers.LABEL} <= set(
+        found
+    )
+    assert "hamamatsu.Created" not in found
+
+
+def test_too_much_text(make_pyramid: MakePyramid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identifiers, "keys_in", lambda text: set())
+    text = "x" * identifiers.MAX_TEXT_BYTES
+    sizes = {"size": (512, 512), "description": text}
+    assert identifiers.find(str(make_pyramid("a.tif", factors=range(1, 8), **sizes))) == ()
+    path = make_pyramid("b.tif", factors=range(1, 10), **sizes)
+    with pytest.raises(errors.SlideError, match="more than 8 MB of text in its tags"):
+        identifiers.find(str(path))
+
+
+def test_nothing_read_is_no_clean_bill(tmp_path: Path) -> None:
+    (tmp_path / "c.svs").write_bytes(b"no slide")
+    done = pathfm("index", tmp_path / "c.svs", "-o", tmp_path / "s.parquet", "--deidentify-check")
+    assert "pathfm: the metadata of no slide could be read" in done.stderr
+    assert "no identifiers" not in done.stderr
+    for paths in ([], [str(tmp_path / "c.svs")]):
+        assert not any("no identifiers" in said for said in identifiers.check(paths).sentences)
 
 
 def test_index_warns_and_prints_no_value(make_pyramid: MakePyramid, tmp_path: Path) -> None:

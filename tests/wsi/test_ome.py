@@ -46,6 +46,17 @@ def test_samples_planes_and_objective() -> None:
     assert found.objective == 40.0
 
 
+def test_names_of_labels() -> None:
+    text = (
+        f'<OME {NAMESPACE}><Image Name="s.svs"><Pixels SizeX="9" SizeY="8"><TiffData IFD="0"/>'
+        '</Pixels></Image><Image Name="macro image"><Pixels SizeX="7" SizeY="6">'
+        '<TiffData IFD="3"/></Pixels></Image></OME>'
+    )
+    found = ome.parse(text, "s")
+    assert [image.label for image in found.images] == [False, True]
+    assert found.label_ifds == {3}
+
+
 BILLION_LAUGHS = '<!DOCTYPE OME [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
 EXTERNAL = '<!DOCTYPE OME SYSTEM "file:///etc/passwd">'
 
