@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from pathfm_cli.model import vit
 
 PATIENCE_S = 5.0
 """How long to wait for the hub to answer a connection."""
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+"""OWNER/NAME of the hub, with a revision or not."""
 
 
 def pretrained(name: str, **kwargs: Any) -> nn.Module:
@@ -32,7 +35,7 @@ def pretrained(name: str, **kwargs: Any) -> nn.Module:
         errors.UsageError: unknown name.
         errors.InputError: its weights are neither in the cache nor to be had.
     """
-    _refuse_other_sources(name)
+    check_name(name)
     # Whatever version of timm is installed, torch then refuses pickled code in what it loads.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     with contextlib.suppress(OSError), _offline():
@@ -66,10 +69,14 @@ def _other_ways(name: str) -> str:
     return f"--model random/{name} for fresh weights, or --model FILE --arch {name}"
 
 
-def _refuse_other_sources(name: str) -> None:
-    """Refuse the prefixes by which timm reads local folders: files are named by their path."""
-    source, colon, _ = name.partition(":")
-    if colon and source not in ("hf-hub", "hf_hub"):
+def check_name(name: str) -> None:
+    """Refuse what only looks like a name: timm's prefixes of local folders, addresses.
+
+    Raises:
+        errors.UsageError: it is neither a plain name nor `hf-hub:OWNER/NAME`.
+    """
+    source, colon, repository = name.partition(":")
+    if colon and (source not in ("hf-hub", "hf_hub") or not _REPOSITORY.fullmatch(repository)):
         raise errors.UsageError(f"There is no model {name!r}.", "hf-hub:OWNER/NAME or a path")
 
 

@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pathfm_cli import errors
+from pathfm_cli import addresses, errors
 
 FOLDER_VARIABLE = "PATHFM_CACHE"
 SIZE_VARIABLE = "PATHFM_CACHE_GB"
@@ -69,6 +69,8 @@ def use(folder: str | os.PathLike[str], gigabytes: float = DEFAULT_GB) -> None:
         raise errors.UsageError(
             f"--cache-gb {gigabytes}: a cache has between 0 and {MAX_GB:,} GB.", "--cache-gb 20"
         )
+    if addresses.is_address(os.fspath(folder)):
+        raise errors.UsageError(f"--cache {folder} is an address.", "a folder on a local disk")
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
