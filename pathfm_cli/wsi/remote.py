@@ -49,6 +49,8 @@ _PERMANENT = (
     exceptions.UnknownConfigurationKeyError,
 )
 _METADATA = "169.254.169.254"
+_CONFIGURED = ("AWS_", "AZURE_", "GOOGLE_")
+"""Variables that obstore reads; it ends in a panic over one that fits in no header."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CREDENTIALS = (
     "credentials in the environment (such as AWS_ACCESS_KEY_ID), or AWS_SKIP_SIGNATURE=true for a "
@@ -235,6 +237,7 @@ def client(base: str) -> Any:
 
     Raises:
         errors.PathfmError: this process was forked from one that had made a client.
+        errors.SlideError: a setting in the environment cannot be sent.
     """
     if _forked:
         raise errors.PathfmError(
@@ -251,6 +254,9 @@ def client(base: str) -> Any:
     plain = base if base.startswith("http") else os.environ.get("AWS_ENDPOINT_URL", "")
     if plain.startswith("http://"):
         options["allow_http"] = True
+    for name, value in os.environ.items():
+        if name.startswith(_CONFIGURED) and not value.isprintable():
+            raise errors.SlideError(f"{name} holds a control character", "set it anew")
     config: Any = {"skip_signature": True} if base in PUBLIC else None
     # Retries are ours, see `retry`: those of the library cannot be counted or bounded together.
     return stores.from_url(

@@ -29,6 +29,10 @@ TABLES: dict[str, tuple[str, str, int]] = {
     "scheme": ("uri\nfile:///etc/passwd.svs\n", "file:// is not known", 2),
     "javascript": ("uri\njavascript://x/a.svs\n", "is not known", 2),
     "no-bucket": ("uri\ns3:///x.svs\n", "no bucket", 2),
+    "nul": ("path\na\0b.svs\n", "is no path", 2),
+    "id-nul": ('path,slide\na.svs,"a\0b"\n', "has the slide id 'a.x00b', with control", 2),
+    "id-newline": ('path,slide\na.svs,"a\nb"\n', "with control characters", 2),
+    "id-escape": ('path,slide\na.svs,"\x1b[2J"\n', "with control characters", 2),
     "ragged": ('path,a\n"x.svs\n', "cannot be read", 3),
 }
 
@@ -61,6 +65,24 @@ def test_a_slides_id_that_is_a_path_writes_nothing_outside(good: Good, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert {path.parent.name for path in tmp_path.rglob("*evil*")} == {"previews", "shapes"}
+
+
+def test_an_unknown_users_home_is_a_name(tmp_path: Path) -> None:
+    arguments = ["index", "~nosuchuser/a.svs", "-o", "s.parquet"]
+    refused(tmp_path, *arguments, codes=(3,), words="a.svs does not exist")
+    (tmp_path / "list.csv").write_text("path\n~nosuchuser/a.svs\n")
+    done = pathfm("index", "list.csv", "-o", "s.parquet", cwd=tmp_path)
+    assert done.returncode == 4 and "Traceback" not in done.stderr
+    assert pl.read_parquet(tmp_path / "s.parquet")["error"].to_list() == ["does not exist"]
+
+
+@pytest.mark.parametrize("value", ["AK\n", "\x01"])
+def test_a_key_that_no_header_can_hold(value: str, tmp_path: Path) -> None:
+    environment = {"AWS_ACCESS_KEY_ID": value, "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
+    done = pathfm("index", "s3://b/x/", "-o", "s.parquet", cwd=tmp_path, env=environment)
+    assert done.returncode == 3
+    assert done.stderr.startswith("pathfm: AWS_ACCESS_KEY_ID holds a control character.\nhint: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 GDC = "id\tfilename\tmd5\tsize\tstate\n"
