@@ -271,6 +271,12 @@ def _run(path: Path) -> _Loaded:
         described = file.parent / export.MODEL
         raise errors.InputError(f"{described} describes no encoder: {error}") from error
     foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
+    if info.prefix_tokens != vit.prefix_tokens(shape):
+        raise errors.InputError(
+            f"{file.parent / export.MODEL} states {info.prefix_tokens} prefix tokens; {info.arch} "
+            f"has {vit.prefix_tokens(shape)}.",
+            "pathfm writes model.json together with the weights: copy both",
+        )
     module = vit.build(info.arch, **info.kwargs)
     module.load_state_dict(state)
     return _Loaded(module=module, name=info.arch, info=info, made_for=True)
