@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from badfiles import Bomb, pickled, raw, safetensors, saved, zipped
 from goodfiles import Good
+from processes import pathfm
 from refusals import refused
 from safetensors.torch import save_file
 
@@ -212,3 +214,16 @@ def test_weights_of_the_hub_run_nothing(
     with pytest.raises(Exception, match="[Ww]eights.only"):
         hub.pretrained("vit_tiny_patch16_224")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_proxy_that_is_down_is_told_at_once(good: Good, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        proxy = f"http://me:SECRET@127.0.0.1:{closed.getsockname()[1]}"
+        environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+        how = ["--model", "test_vit3", "-o", "e.parquet"]
+        done = pathfm("embed", good.patches, *how, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 3
+    told, hint = done.stderr.splitlines()
+    assert told.startswith("pathfm: ") and "the hub cannot be reached" in told
+    assert hint.startswith("hint: --model random/")

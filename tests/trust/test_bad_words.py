@@ -71,7 +71,15 @@ def test_a_slides_id_that_is_a_path_writes_nothing_outside(good: Good, tmp_path:
 def test_a_table_of_images_stays_below_its_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "list.csv").write_text(f"path\n{name}\n")
-    arguments = ["embed", "--images", "in/list.csv", "--model", "random/test_vit", "-o", "e.parquet"]
+    arguments = [
+        "embed",
+        "--images",
+        "in/list.csv",
+        "--model",
+        "random/test_vit",
+        "-o",
+        "e.parquet",
+    ]
     refused(tmp_path, *arguments, codes=(2,), words="leads out of the table's folder")
 
 
