@@ -1,6 +1,7 @@
 """Hostile checkpoints: nothing of them runs, nothing huge is allocated, the sentence says why."""
 
 import argparse
+import ast
 import json
 import socket
 from collections.abc import Callable
@@ -227,3 +228,26 @@ def test_a_proxy_that_is_down_is_told_at_once(good: Good, tmp_path: Path) -> Non
     told, hint = done.stderr.splitlines()
     assert told.startswith("pathfm: ") and "the hub cannot be reached" in told
     assert hint.startswith("hint: --model random/")
+
+
+PYTHON = [
+    path
+    for folder in ("pathfm_cli", "benchmarks", "examples", "docs")
+    for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py"))
+]
+
+
+def test_no_loader_that_unpickles_is_called() -> None:
+    """`torch.load` says `weights_only=True`, `numpy.load` never that pickles are welcome."""
+    loads = [
+        (path.name, call)
+        for path in PYTHON
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("torch.load", "np.load")
+    ]
+    assert {name for name, _ in loads} >= {"files.py", "eva_fit.py", "labelmaps.py"}
+    for name, call in loads:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        safe = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+        word, value = safe[ast.unparse(call.func)]
+        assert given.get(word) == value, f"{name}:{call.lineno}"
