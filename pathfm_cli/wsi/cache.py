@@ -69,8 +69,7 @@ def use(folder: str | os.PathLike[str], gigabytes: float = DEFAULT_GB) -> None:
         raise errors.UsageError(
             f"--cache-gb {gigabytes}: a cache has between 0 and {MAX_GB:,} GB.", "--cache-gb 20"
         )
-    if addresses.is_address(os.fspath(folder)):
-        raise errors.UsageError(f"--cache {folder} is an address.", "a folder on a local disk")
+    _refuse_address("--cache ", os.fspath(folder))
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +88,13 @@ def current() -> Cache | None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
+    _refuse_address(f"{FOLDER_VARIABLE}=", folder)
     return _open(os.getpid(), folder, os.environ.get(SIZE_VARIABLE, str(DEFAULT_GB)))
+
+
+def _refuse_address(asked: str, folder: str) -> None:
+    if addresses.is_address(folder):
+        raise errors.UsageError(f"{asked}{folder} is an address.", "a folder on a local disk")
 
 
 @functools.lru_cache(maxsize=1)

@@ -173,6 +173,9 @@ SETTINGS: dict[str, str] = {
     "model.depth=1000000000": "depth",
     "data.mpp=[]": "mpp",
     "head.prototypes=0": "prototypes",
+    "model.init=vit_of_nobody": "timm has no model called 'vit_of_nobody'",
+    "model.init=local-dir:x": "There is no model 'local-dir:x'",
+    "model.init=https://h/x": "There is no model 'https://h/x'",
     "x": "not of the form",
     "train.steps.more=1": "is a value",
 }

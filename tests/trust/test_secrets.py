@@ -15,7 +15,7 @@ from processes import pathfm
 from refusals import refused
 
 from pathfm_cli import addresses, artifacts, errors
-from pathfm_cli.wsi import remote
+from pathfm_cli.wsi import cache, remote
 
 SECRET = "TOPSECRET7"
 SAS = f"sv=2024-01-01&sig={SECRET}%3D&se=2030"
@@ -161,6 +161,14 @@ def test_an_address_is_no_output(name: str, good: Good, tmp_path: Path) -> None:
     (tmp_path / "x.svs").symlink_to(good.slide)
     words = [word.format(URI) for word in OUTPUTS[name]]
     assert SECRET not in refused(tmp_path, *words, codes=(2,), words="is an address")
+
+
+def test_nor_is_it_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, URI)
+    with pytest.raises(errors.UsageError, match="PATHFM_CACHE=https://.* is an address"):
+        cache.current()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["slides", "tissue"])
