@@ -72,12 +72,12 @@ def main() -> None:
     else:
         measure = eva_metrics.MulticlassClassificationMetrics(num_classes=classes)
         name = "MulticlassAccuracy"
-    width = torch.load(f"{folder}/0.pt").shape[-1]
+    width = torch.load(f"{folder}/0.pt", weights_only=True).shape[-1]
     scores, start = [], (time.perf_counter(), time.process_time())
     for run in range(runs):
         pl.seed_everything(run, verbose=False)
         head = torch.nn.Linear(width, 1 if binary else classes)
-        head.load_state_dict(torch.load(f"{folder}/head.pt"))
+        head.load_state_dict(torch.load(f"{folder}/head.pt", weights_only=True))
         model = modules.HeadModule(
             head=head,
             criterion=torch.nn.BCEWithLogitsLoss() if binary else torch.nn.CrossEntropyLoss(),

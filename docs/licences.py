@@ -13,7 +13,8 @@ HEAD = """\
 
 Made by `python docs/licences.py --write` from the metadata of the installed packages; versions are
 those of `constraints.txt`. "Direct" packages are named in `pyproject.toml`: `core` is always
-installed, the others come with the extra. "Below" are those that core packages bring along.
+installed, the others come with the extra. "Below" are those that core packages bring along;
+what the extras bring along is not listed.
 pathfm itself is Apache-2.0. Encoders have licences of their own: `pathfm models`; so have data
 sets: `pathfm tasks`.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import disk, errors
+from pathfm_cli import addresses, disk, errors
 from pathfm_cli.kinds import KINDS, Column
 
 SCHEMA = "pathfm.artifact/1"
@@ -169,12 +169,9 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
                 f"{path}: its column {column.name} is {frame.schema[column.name]}, not "
                 f"{column.dtype}."
             )
-    prefix = "pathfm.table."
-    attached = {
-        key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
-        for key, value in metadata.items()
-        if key.startswith(prefix)
-    }
+    attached = _attached(path, metadata)
+    for table in (frame, *attached.values()):
+        _refuse_secrets(path, table)
     return Table(frame, header, Path(path), attached)
 
 
@@ -373,6 +370,30 @@ def _wrong(column: Column, values: pl.Series) -> bool:
     """Whether values have another type than their kind says; of lists the outer one counts."""
     outer, _, _ = column.dtype.partition("(")
     return not isinstance(values.dtype, getattr(pl, outer)) and values.null_count() < len(values)
+
+
+def _attached(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, pl.DataFrame]:
+    prefix = "pathfm.table."
+    try:
+        return {
+            key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
+            for key, value in metadata.items()
+            if key.startswith(prefix)
+        }
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise errors.InputError(f"{path} has a damaged table in its metadata.") from error
+
+
+def _refuse_secrets(path: str | os.PathLike[str], table: pl.DataFrame) -> None:
+    """Refuse addresses that an index would not keep: what is made of the table would keep them."""
+    if table.schema.get("uri") != pl.String:
+        return
+    remote = table["uri"].filter(table["uri"].str.contains("://", literal=True))
+    if any(map(addresses.holds_secret, remote.unique())):
+        raise errors.InputError(
+            f"{path} holds an address with a password, a signature or a query.",
+            "index the slides again under plain addresses",
+        )
 
 
 def _expect(path: str | os.PathLike[str], header: Header, kinds: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import itertools
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -26,7 +27,8 @@ CONNECT_S = 30
 AHEAD = 4
 """Pieces under way for each thread of the workers."""
 LOCAL = "local:"
-SCHEMES = ("tcp://", "tls://")
+_SCHEDULER = re.compile(r"(tcp|tls)://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.IGNORECASE)
+"""TCP has no users and no passwords: an address that holds some is none."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,7 +43,7 @@ def check(address: str) -> None:
     """
     count = address.removeprefix(LOCAL)
     local = address.startswith(LOCAL) and count.isdecimal() and 0 < int(count) <= 1024
-    if not local and not address.startswith(SCHEMES):
+    if not local and not _SCHEDULER.fullmatch(address):
         raise errors.UsageError(
             f"--dask {address} names no cluster.", "--dask local:4, or --dask tcp://SCHEDULER:8786"
         )
@@ -205,7 +207,7 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
         client.wait_for_workers(1, timeout=CONNECT_S)
         # The scheduler unpacks the work too.
         versions = _versions(client) | {client.run_on_scheduler(_version)}
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise errors.PathfmError(
             f"No scheduler with a worker answers at {address}.",
             "dask scheduler, and on each machine: dask worker SCHEDULER:8786",

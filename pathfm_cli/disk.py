@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from pathfm_cli import errors
+from pathfm_cli import addresses, errors
 
 _TEMPORARY = re.compile(r"\.tmp-(\d+)(?:-\d+)?")
 """What `atomic` adds to a name: process and thread."""
@@ -25,6 +25,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         errors.Unwritable: nothing can be written there.
     """
+    refuse_address(path)
     final = Path(os.path.abspath(path))
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}-{threading.get_native_id()}")
     try:
@@ -46,12 +47,23 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_address(path: str | os.PathLike[str]) -> None:
+    """Refuse an address as an output: it would become a folder called `s3:`, password and all.
+
+    Raises:
+        errors.Unwritable: it is one.
+    """
+    if addresses.is_address(os.fspath(path)):
+        raise errors.Unwritable(path, "it is an address, and results are written to local disks")
+
+
 def check_place(path: str | os.PathLike[str]) -> None:
     """See, without touching anything, that a file can be made at `path`.
 
     Raises:
         errors.Unwritable: it cannot.
     """
+    refuse_address(path)
     folder = Path(os.path.abspath(path)).parent
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -67,6 +79,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     Raises:
         errors.Unwritable: it cannot be made, or holds no new file.
     """
+    refuse_address(path)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

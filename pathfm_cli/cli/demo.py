@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from pathfm_cli import disk
 from pathfm_cli.cli import options, output
 
 PLANNED_MINUTES = 2
@@ -50,6 +51,7 @@ def demo(
             chain = [dataclasses.replace(s, arguments=(*s.arguments, "--overwrite")) for s in chain]
         if dry_run:
             return sink.plan({step.title: _typed(step) for step in chain})
+        disk.check_place(out / "slides.parquet")
         output.note(f"pathfm demo: {len(chain)} commands, about {PLANNED_MINUTES} minutes")
         records = [_run(step, output.note) for step in chain]
     run = next(record for record in records if record.get("kind") == "checkpoint")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pathfm_cli import errors
+from pathfm_cli import addresses, errors
 
 
 class ReaderGone(Exception):
@@ -86,9 +86,13 @@ def failures(rows: Sequence[tuple[str, str]], total: int, what: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """A text whose control characters are spelled out: a file's name must not steer a terminal."""
+    """A text for people: no secrets of addresses, and control characters spelled out.
+
+    A file's name must not steer a terminal.
+    """
     return "".join(
-        sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text
+        sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1]
+        for sign in addresses.without_secrets(text)
     )
 
 

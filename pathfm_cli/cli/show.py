@@ -30,10 +30,12 @@ def show(
     pathfm show tissue.parquet
     pathfm show run/ --picture loss.png
     """
-    from pathfm_cli import artifacts, errors, kinds
+    from pathfm_cli import artifacts, disk, errors, kinds
 
-    if picture is not None and picture.exists() and not overwrite:
-        raise errors.OutputClash(f"{picture} exists.", "another --picture, or --overwrite")
+    if picture is not None:
+        disk.check_place(picture)
+        if picture.exists() and not overwrite:
+            raise errors.OutputClash(f"{picture} exists.", "another --picture, or --overwrite")
     path = pipe.bind("show", artifact or [], {"artifact": pipe.Slot(tuple(kinds.KINDS))})[
         "artifact"
     ]

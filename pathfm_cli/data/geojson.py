@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,10 @@ def file_for(folder: str | os.PathLike[str], slide: str, suffix: str) -> Path:
     """The file of a slide in a folder.
 
     Different slides have different files, and a slide id never leads out of the folder: "/" becomes
-    "%2F", "%" becomes "%25", and what is too long for a file system is cut and ends with a digest
-    of the id.
+    "%2F", "%" becomes "%25", so do control characters, and what is too long for a file system is
+    cut and ends with a digest of the id.
     """
-    name = slide.replace("%", "%25")
-    for sign in {"/", os.sep}:
-        name = name.replace(sign, f"%{ord(sign):02X}")
+    name = re.sub(r"[\x00-\x1f\x7f/%]", lambda found: f"%{ord(found[0]):02X}", slide)
     if len((name + suffix).encode()) > MAX_NAME_BYTES:
         digest = hashlib.sha256(slide.encode()).hexdigest()[:12]
         room = MAX_NAME_BYTES - len(suffix) - len(digest) - 1

@@ -68,9 +68,11 @@ def place(table: Path, name: str) -> Path:
     A table that is handed around cannot so lead out of the folder it came with by `..`.
 
     Raises:
-        errors.UsageError: it leads out.
+        errors.UsageError: it leads out, or is no path.
     """
-    path = Path(name).expanduser()
+    if "\0" in name:
+        raise errors.UsageError(f"{table} names {name!a}, which is no path.", "mend that row")
+    path = Path(os.path.expanduser(name))
     if path.is_absolute():
         return path
     if os.path.normpath(path).split(os.sep)[0] == os.pardir:

@@ -20,6 +20,8 @@ DICOM = series.SUFFIX
 FOREIGN = (".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".vms", ".vsi", ".qptiff", ".svslide", DICOM)
 """Slides of other formats: in a folder they become error rows instead of being passed over."""
 TABLES = (".csv", ".tsv", ".parquet")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What no id may hold: it names files and is printed."""
 _COMPOUND = (".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")
 
 
@@ -90,7 +92,7 @@ def unique(sources: Iterable[Source]) -> list[Source]:
 def _expand(argument: str) -> list[Source]:
     if store.is_remote(argument):
         return _remote(argument)
-    path = Path(argument).expanduser()
+    path = Path(os.path.expanduser(argument))
     if path.is_dir():
         return _folder(path)
     if path.exists():
@@ -229,6 +231,10 @@ def _table(path: Path) -> list[Source]:
             source = _source(metadata.place(path, str(name)))
         given = row.pop("slide", None)
         listed.append(dataclasses.replace(source, columns=row))
+        if given and _CONTROL.search(str(given)):
+            raise errors.UsageError(
+                f"{path} has the slide id {given!a}, with control characters.", "rename the slide"
+            )
         if given:
             listed[-1] = dataclasses.replace(listed[-1], slide=str(given))
     return listed

@@ -23,6 +23,8 @@ from pathfm_cli import artifacts, disk, errors
 WEIGHTS = "teacher.safetensors"
 MODEL = "model.json"
 INPUTS = ("rgb", "density")
+EMBEDDINGS = ("cls", "avg", "cls+mean")
+"""What a file may say of its embedding."""
 
 MAX_INFO_CHARACTERS = 1 << 20
 MAX_IMAGE_PX = 1 << 13
@@ -114,18 +116,18 @@ def _parse(document: Mapping[str, Any]) -> Info:
         image_size_px=size_px,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        embedding=str(document["embedding"]),
+        embedding=_one_of("embedding", document["embedding"], EMBEDDINGS),
         prefix_tokens=int(document["prefix_tokens"]),
-        input=_input(document.get("input", "rgb")),
+        input=_one_of("input", document.get("input", "rgb"), INPUTS),
         recipe=str(document["recipe"]),
         step=int(document["step"]),
     )
 
 
-def _input(name: Any) -> str:
-    if name not in INPUTS:
-        raise ValueError(f"input is {name!r}, none of {', '.join(INPUTS)}")
-    return str(name)
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, none of {', '.join(known)}")
+    return str(value)
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -23,7 +23,11 @@ _GLOBAL = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)
 """How torch names the class or function that a file would have it call."""
 MAX_ARGUMENT = 1 << 16
 """Largest number that a file may pass to an architecture."""
-_RESERVED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+_RESERVED = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir"),
+)
+"""Arguments by which timm reads or fetches other files."""
 
 
 def is_exported(path: Path) -> bool:

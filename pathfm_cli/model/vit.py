@@ -58,10 +58,7 @@ def build(arch: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         errors.UsageError: unknown name, or an argument the architecture does not take.
     """
-    if not is_known(arch):
-        close = difflib.get_close_matches(arch, timm.list_models(), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else _LIST
-        raise errors.UsageError(f"timm has no model called {arch!r}.", hint)
+    check_known(arch)
     try:
         return _create(arch, pretrained, {**defaults(arch), **kwargs})
     except Exception as error:
@@ -73,6 +70,18 @@ def build(arch: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             f"{arch} cannot be built with {_arguments(kwargs)}: {reason}.",
             "these are arguments of the timm model of that name",
         ) from error
+
+
+def check_known(arch: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        errors.UsageError: it does not.
+    """
+    if not is_known(arch):
+        close = difflib.get_close_matches(arch, timm.list_models(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else _LIST
+        raise errors.UsageError(f"timm has no model called {arch!r}.", hint)
 
 
 def is_known(arch: str) -> bool:

@@ -186,6 +186,20 @@ def load(
     )
 
 
+def check_name(name: str) -> None:
+    """See that `name` can be one of weights that others have published; nothing is asked for.
+
+    Raises:
+        errors.UsageError: it is neither the zoo's, nor timm's, nor a hub repository's.
+    """
+    hub.check_name(name)
+    if zoo.find(name):
+        return
+    if not vit.is_known(name) and (close := zoo.suggestion(name)):
+        raise errors.UsageError(f"There is no model {name!r}.", f"did you mean {close}?")
+    vit.check_known(name.removeprefix(FRESH))
+
+
 def on_input(module: nn.Module, info: export.Info) -> nn.Module:
     """Put what `info.input` says before an encoder, for pixels normalised by its mean and std."""
     if info.input == "density":
@@ -228,8 +242,7 @@ def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     _refuse_arch(arch, spec)
     if entry := zoo.find(spec):
         return _published(entry)
-    if not vit.is_known(spec) and (close := zoo.suggestion(spec)):
-        raise errors.UsageError(f"There is no model {spec!r}.", f"did you mean {close}?")
+    check_name(spec)
     module = hub.pretrained(spec)
     return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
 
@@ -258,6 +271,12 @@ def _run(path: Path) -> _Loaded:
         described = file.parent / export.MODEL
         raise errors.InputError(f"{described} describes no encoder: {error}") from error
     foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
+    if info.prefix_tokens != vit.prefix_tokens(shape):
+        raise errors.InputError(
+            f"{file.parent / export.MODEL} states {info.prefix_tokens} prefix tokens; {info.arch} "
+            f"has {vit.prefix_tokens(shape)}.",
+            "pathfm writes model.json together with the weights: copy both",
+        )
     module = vit.build(info.arch, **info.kwargs)
     module.load_state_dict(state)
     return _Loaded(module=module, name=info.arch, info=info, made_for=True)

@@ -60,7 +60,8 @@ def check(settings: recipe.Recipe) -> None:
 
     Raises:
         errors.InputError: a path that is not there.
-        errors.UsageError: parts are to be kept of what is no file and no run.
+        errors.UsageError: a name that no encoder has, or parts are to be kept of what is no file
+            and no run.
     """
     init, start = settings.model.init, settings.start
     if settings.loss.gram_anchor:
@@ -78,6 +79,8 @@ def check(settings: recipe.Recipe) -> None:
             f"start.{kept} is {getattr(start, kept)!r}, but {init} is no run and no checkpoint.",
             "--init run1/, or a full checkpoint",
         )
+    if init != SCRATCH:
+        weights.check_name(init)
 
 
 def _check_anchor(path: Path) -> None:

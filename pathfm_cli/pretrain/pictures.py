@@ -41,7 +41,6 @@ def loss_curve(run: Path, picture: Path) -> None:
     rate = bottom.twinx()
     rate.plot(steps, [row["lr"] for row in rows], color="tab:orange", lw=0.8)
     rate.set_ylabel("learning rate", color="tab:orange")
-    picture.parent.mkdir(parents=True, exist_ok=True)
     with disk.atomic(picture) as temporary:
         canvas.savefig(temporary, format="png", dpi=120)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pathfm_cli import artifacts, config, errors
+from pathfm_cli import artifacts, config, disk, errors
 from pathfm_cli.data import cohort
 from pathfm_cli.pretrain import folder, launch, recipe, share, stop
 
@@ -67,7 +67,8 @@ def check(
         errors.UsageError: the encoder cannot be built, a device is missing, or the batch does not
             divide by the processes.
         errors.OutputClash: the folder holds something else.
-        errors.PathfmError: as `watch.check`.
+        errors.Unwritable: the patch cache is an address.
+        errors.PathfmError: as `origin.check` and `watch.check`.
     """
     from pathfm_cli.pretrain import networks, origin, watch
 
@@ -75,6 +76,8 @@ def check(
         raise errors.UsageError(
             "With several nodes, one could overwrite what another reads.", f"rm -r {run}"
         )
+    if machine.patch_cache is not None:
+        disk.refuse_address(machine.patch_cache)
     origin.check(settings)
     folder.refuse(Path(run), _values(settings), overwrite=overwrite)
     split = shared(settings, machine, _world_size(machine))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.tasks.datasets import base
 
 Report = Callable[[int, int], None]
@@ -84,7 +84,7 @@ def download(
     for resource in resources:
         if present(root, resource):
             continue
-        root.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(root)
         archive = fetch(resource, root, facts.hint(root, mirror), progress)
         unpack(archive, root, resource)
         os.sync()

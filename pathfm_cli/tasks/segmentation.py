@@ -136,6 +136,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """
     if str(out) == "-":
         raise errors.UsageError("The result is a folder, stdout is none.", "-o FOLDER")
+    disk.refuse_address(out)
     disk.check_place(os.path.realpath(out))
     if not out.exists():
         if out.is_symlink():

@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pathfm_cli import errors
+from pathfm_cli import addresses, errors
 
 FOLDER_VARIABLE = "PATHFM_CACHE"
 SIZE_VARIABLE = "PATHFM_CACHE_GB"
@@ -69,6 +69,7 @@ def use(folder: str | os.PathLike[str], gigabytes: float = DEFAULT_GB) -> None:
         raise errors.UsageError(
             f"--cache-gb {gigabytes}: a cache has between 0 and {MAX_GB:,} GB.", "--cache-gb 20"
         )
+    _refuse_address("--cache ", os.fspath(folder))
     path = Path(folder).absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,13 @@ def current() -> Cache | None:
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
+    _refuse_address(f"{FOLDER_VARIABLE}=", folder)
     return _open(os.getpid(), folder, os.environ.get(SIZE_VARIABLE, str(DEFAULT_GB)))
+
+
+def _refuse_address(asked: str, folder: str) -> None:
+    if addresses.is_address(folder):
+        raise errors.UsageError(f"{asked}{folder} is an address.", "a folder on a local disk")
 
 
 @functools.lru_cache(maxsize=1)

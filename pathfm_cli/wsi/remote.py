@@ -26,7 +26,7 @@ import obstore
 from obstore import exceptions
 from obstore import store as stores
 
-from pathfm_cli import errors
+from pathfm_cli import addresses, errors
 from pathfm_cli.wsi import cache, pending, retry, store
 
 IN_FLIGHT = 128
@@ -49,8 +49,8 @@ _PERMANENT = (
     exceptions.UnknownConfigurationKeyError,
 )
 _METADATA = "169.254.169.254"
-_SIGNED = re.compile(r"[?&](x-amz-|x-goog-|sig=|signature=|token=|awsaccesskeyid=)", re.IGNORECASE)
-"""Parameters of signed addresses, of S3, Google and Azure."""
+_CONFIGURED = ("AWS_", "AZURE_", "GOOGLE_")
+"""Variables that obstore reads; it ends in a panic over one that fits in no header."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CREDENTIALS = (
     "credentials in the environment (such as AWS_ACCESS_KEY_ID), or AWS_SKIP_SIGNATURE=true for a "
@@ -200,7 +200,7 @@ def split(uri: str) -> tuple[str, str]:
     """
     scheme, _, rest = uri.partition("://")
     place, _, path = rest.partition("/")
-    if _secret(scheme, place, path):
+    if addresses.holds_secret(uri):
         raise errors.SlideError(
             f"{shown(uri)}: an address with a password, a signature or a query cannot be kept in "
             "an index",
@@ -218,17 +218,7 @@ def split(uri: str) -> tuple[str, str]:
 
 def shown(uri: str) -> str:
     """An address as it may be printed: without user, password, query and fragment."""
-    scheme, _, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    bare = re.split(r"[?#]", path)[0]
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{bare}"
-
-
-def _secret(scheme: str, place: str, path: str) -> bool:
-    """Whether an address carries what must not be kept; a key of a bucket may hold a plain `?`."""
-    if "@" in place or _SIGNED.search(path):
-        return True
-    return scheme.startswith("http") and ("?" in path or "#" in path)
+    return re.split(r"[?#]", addresses.without_secrets(uri))[0]
 
 
 def pool() -> futures.ThreadPoolExecutor:
@@ -247,6 +237,7 @@ def client(base: str) -> Any:
 
     Raises:
         errors.PathfmError: this process was forked from one that had made a client.
+        errors.SlideError: a setting in the environment cannot be sent.
     """
     if _forked:
         raise errors.PathfmError(
@@ -263,6 +254,9 @@ def client(base: str) -> Any:
     plain = base if base.startswith("http") else os.environ.get("AWS_ENDPOINT_URL", "")
     if plain.startswith("http://"):
         options["allow_http"] = True
+    for name, value in os.environ.items():
+        if name.startswith(_CONFIGURED) and not value.isprintable():
+            raise errors.SlideError(f"{name} holds a control character", "set it anew")
     config: Any = {"skip_signature": True} if base in PUBLIC else None
     # Retries are ours, see `retry`: those of the library cannot be counted or bounded together.
     return stores.from_url(

@@ -39,6 +39,14 @@ def test_a_failing_step_ends_it_with_that_steps_code(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "slides.parquet").read_text() == "precious"
 
 
+def test_a_file_in_its_place_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    (tmp_path / "x.html").write_text("precious")
+    done = pathfm("demo", "-o", "x.html", cwd=tmp_path)
+    told = "pathfm: x.html/slides.parquet cannot be written: "
+    assert done.returncode == 2 and done.stderr.startswith(told)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
 @pytest.mark.slow(35)
 def test_the_demo_leaves_artifacts_and_pictures_and_runs_again(tmp_path: Path) -> None:
     done = run(tmp_path, "--steps", "12")

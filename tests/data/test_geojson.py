@@ -51,6 +51,7 @@ def test_export_writes_a_file_a_slide_in_the_bounds_of_the_slide(
 
 def test_a_slide_id_does_not_lead_out_of_the_folder() -> None:
     assert geojson.file_for("out", "../../etc/x", ".png") == Path("out/..%2F..%2Fetc%2Fx.png")
+    assert geojson.file_for("out", "a\0\n%\x1bb", ".png") == Path("out/a%00%0A%25%1Bb.png")
 
 
 def test_two_slides_never_share_a_file_and_no_name_is_too_long() -> None:

@@ -90,11 +90,12 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx">]><Annotations>&x;</Annotations>'
         b"<Annotations>",
         BOMB.encode(),
         BOMB.encode("utf-16"),
+        b'<!DOCTYPE a SYSTEM "x.dtd">' + outline((1, 1), (3, 1), (3, 3)).encode(),
         outline((1, 1), (2, "nan"), (3, 3)).encode(),
         outline((1, 1), (2, 1e30), (3, 3)).encode(),
         b'<Region><Vertex X="1"/></Region>',
     ],
-    ids=["cut", "entity", "entity utf-16", "nan", "far", "no Y"],
+    ids=["cut", "entity", "entity utf-16", "document type", "nan", "far", "no Y"],
 )
 def test_outlines_that_cannot_be_read(tmp_path, data):
     (tmp_path / "a.xml").write_bytes(data)

@@ -92,6 +92,16 @@ def described_as(source: Path, text: str) -> Make:
     return make
 
 
+def attached(source: Path, values: Mapping[str, str]) -> Make:
+    """A good table with more, or other, entries in its metadata."""
+
+    def make(folder: Path) -> Path:
+        metadata = dict(pl.read_parquet_metadata(source))
+        return _table(folder, pl.read_parquet(source), metadata | values)
+
+    return make
+
+
 def reframed(source: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Make:
     """A good table with other rows or columns, its companions named as before."""
 

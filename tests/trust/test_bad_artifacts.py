@@ -151,6 +151,29 @@ def test_damaged_rows(what: str, good: Good, tmp_path: Path) -> None:
     run("mask", tmp_path, path, "bad")
 
 
+def test_an_id_that_no_file_name_can_hold(good: Good, tmp_path: Path) -> None:
+    path = badfiles.reframed(good.slides, column("slide", "a\0\x1bb"))(tmp_path)
+    more = ["--preview", "shown", "--geojson", "shapes"]
+    done = pathfm("mask", path, *VERBS["mask"][1], *more, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert [file.name for file in (tmp_path / "shapes").iterdir()] == ["a%00%1Bb.geojson"]
+
+
+SLIDES: dict[str, str] = {
+    "no-base64": "a",
+    "no-parquet": "AAAA",
+    "empty": "",
+    "not-ascii": "\u00e9",
+}
+
+
+@pytest.mark.parametrize("what", SLIDES)
+def test_damaged_table_in_the_metadata(what: str, good: Good, tmp_path: Path) -> None:
+    more = {"pathfm.table.slides": SLIDES[what]}
+    path = badfiles.attached(good.patches, more)(tmp_path)
+    run("embed", tmp_path, path, "bad.parquet has a damaged table in its metadata")
+
+
 @pytest.mark.parametrize("field", [{"first_tile": 1 << 40}, {"first_offset": -5}, {"prefix": 99}])
 def test_a_row_that_points_beyond_the_tile_table_fails(
     field: dict[str, int], good: Good, tmp_path: Path

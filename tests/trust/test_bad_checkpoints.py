@@ -1,7 +1,9 @@
 """Hostile checkpoints: nothing of them runs, nothing huge is allocated, the sentence says why."""
 
 import argparse
+import ast
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,12 @@ import pytest
 import torch
 from badfiles import Bomb, pickled, raw, safetensors, saved, zipped
 from goodfiles import Good
+from processes import pathfm
 from refusals import refused
+from safetensors.torch import save_file
+
+from pathfm_cli import artifacts, errors
+from pathfm_cli.model import hub, vit, weights
 
 TINY = "test_vit"
 """timm's smallest vision transformer."""
@@ -118,9 +125,6 @@ INFOS: dict[str, Any] = {
     "folder": {"arch": "local-dir:/etc"},
     "kwargs-list": {"kwargs": [1]},
     "unknown-argument": {"kwargs": {"colour": 1}},
-    "checkpoint-path": {"kwargs": {"checkpoint_path": "/etc/passwd"}},
-    "pretrained": {"kwargs": {"pretrained": True}},
-    "pretrained-cfg": {"kwargs": {"pretrained_cfg": {"url": "https://example.org/x"}}},
     "wide": {"kwargs": {"embed_dim": 1 << 40}},
     "wider-than-the-file": {"kwargs": {"embed_dim": 1 << 14}},
     "deep-network": {"kwargs": {"depth": 1 << 15}},
@@ -135,6 +139,8 @@ INFOS: dict[str, Any] = {
     "std-text": {"std": "abc"},
     "input": {"input": "smell"},
     "step": {"step": "many"},
+    "embedding": {"embedding": "<x>"},
+    "embedding-list": {"embedding": ["cls"]},
 }
 
 
@@ -151,7 +157,97 @@ def test_hostile_description(name: str, good: Good, tmp_path: Path) -> None:
     refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad")
 
 
+ARGUMENTS: dict[str, Any] = {
+    "pretrained": True,
+    "pretrained_cfg": "x",
+    "pretrained_cfg_overlay": [],
+    "checkpoint_path": "/etc/passwd",
+    "cache_dir": "/tmp",
+}
+
+
+def run_folder(folder: Path, **changes: Any) -> Path:
+    """A run whose weights fit their description, but for these changes of it."""
+    header = artifacts.Header(kind="checkpoint").dumps()
+    state = {name: value.clone() for name, value in vit.build(TINY).state_dict().items()}
+    save_file(state, folder / "teacher.safetensors", metadata={"pathfm": header})
+    (folder / "model.json").write_text(json.dumps(INFO | changes))
+    return folder
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_that_reads_other_files(name: str, tmp_path: Path) -> None:
+    """Refused by name, before timm sees it: the network would fit the weights."""
+    with pytest.raises(errors.InputError, match=f"model.json .* sets {name}."):
+        weights.load(run_folder(tmp_path, kwargs={name: ARGUMENTS[name]}), device="cpu")
+
+
+@pytest.mark.parametrize("count", [-5, 0, 2, 10**9])
+def test_prefix_tokens_are_those_of_the_network(count: int, tmp_path: Path) -> None:
+    assert weights.load(run_folder(tmp_path), device="cpu").prefix_tokens == 1
+    with pytest.raises(errors.InputError, match=f"states {count} prefix tokens; test_vit has 1"):
+        weights.load(run_folder(tmp_path, prefix_tokens=count), device="cpu")
+
+
 def test_a_description_without_weights_is_refused(good: Good, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(INFO))
     how = ["--model", tmp_path, "-o", "e.parquet"]
     refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="holds no teacher")
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_weights_of_the_hub_run_nothing(
+    online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where timm loads a file without saying `weights_only`."""
+    path = pickled(Bomb("system"))(tmp_path)
+    tries = iter([online])
+
+    def build(name: str, **_: object) -> None:
+        if next(tries, False):
+            raise OSError("not in the cache")
+        torch.load(path, weights_only=False)
+
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    monkeypatch.setattr(hub.vit, "build", build)
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        hub.pretrained("vit_tiny_patch16_224")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_proxy_that_is_down_is_told_at_once(good: Good, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        proxy = f"http://me:SECRET@127.0.0.1:{closed.getsockname()[1]}"
+        environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+        how = ["--model", "test_vit3", "-o", "e.parquet"]
+        done = pathfm("embed", good.patches, *how, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 3
+    told, hint = done.stderr.splitlines()
+    assert told.startswith("pathfm: ") and "the hub cannot be reached" in told
+    assert hint.startswith("hint: --model random/")
+
+
+PYTHON = [
+    path
+    for folder in ("pathfm_cli", "benchmarks", "examples", "docs")
+    for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py"))
+]
+
+
+def test_no_loader_that_unpickles_is_called() -> None:
+    """`torch.load` says `weights_only=True`, `numpy.load` never that pickles are welcome."""
+    loads = [
+        (path.name, call)
+        for path in PYTHON
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("torch.load", "np.load")
+    ]
+    assert {name for name, _ in loads} >= {"files.py", "eva_fit.py", "labelmaps.py"}
+    for name, call in loads:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        safe = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+        word, value = safe[ast.unparse(call.func)]
+        assert given.get(word) == value, f"{name}:{call.lineno}"

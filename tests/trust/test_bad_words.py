@@ -29,6 +29,10 @@ TABLES: dict[str, tuple[str, str, int]] = {
     "scheme": ("uri\nfile:///etc/passwd.svs\n", "file:// is not known", 2),
     "javascript": ("uri\njavascript://x/a.svs\n", "is not known", 2),
     "no-bucket": ("uri\ns3:///x.svs\n", "no bucket", 2),
+    "nul": ("path\na\0b.svs\n", "is no path", 2),
+    "id-nul": ('path,slide\na.svs,"a\0b"\n', "has the slide id 'a.x00b', with control", 2),
+    "id-newline": ('path,slide\na.svs,"a\nb"\n', "with control characters", 2),
+    "id-escape": ('path,slide\na.svs,"\x1b[2J"\n', "with control characters", 2),
     "ragged": ('path,a\n"x.svs\n', "cannot be read", 3),
 }
 
@@ -61,6 +65,40 @@ def test_a_slides_id_that_is_a_path_writes_nothing_outside(good: Good, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert {path.parent.name for path in tmp_path.rglob("*evil*")} == {"previews", "shapes"}
+
+
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png"])
+def test_a_table_of_images_stays_below_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "list.csv").write_text(f"path\n{name}\n")
+    arguments = [
+        "embed",
+        "--images",
+        "in/list.csv",
+        "--model",
+        "random/test_vit",
+        "-o",
+        "e.parquet",
+    ]
+    refused(tmp_path, *arguments, codes=(2,), words="leads out of the table's folder")
+
+
+def test_an_unknown_users_home_is_a_name(tmp_path: Path) -> None:
+    arguments = ["index", "~nosuchuser/a.svs", "-o", "s.parquet"]
+    refused(tmp_path, *arguments, codes=(3,), words="a.svs does not exist")
+    (tmp_path / "list.csv").write_text("path\n~nosuchuser/a.svs\n")
+    done = pathfm("index", "list.csv", "-o", "s.parquet", cwd=tmp_path)
+    assert done.returncode == 4 and "Traceback" not in done.stderr
+    assert pl.read_parquet(tmp_path / "s.parquet")["error"].to_list() == ["does not exist"]
+
+
+@pytest.mark.parametrize("value", ["AK\n", "\x01"])
+def test_a_key_that_no_header_can_hold(value: str, tmp_path: Path) -> None:
+    environment = {"AWS_ACCESS_KEY_ID": value, "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
+    done = pathfm("index", "s3://b/x/", "-o", "s.parquet", cwd=tmp_path, env=environment)
+    assert done.returncode == 3
+    assert done.stderr.startswith("pathfm: AWS_ACCESS_KEY_ID holds a control character.\nhint: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 GDC = "id\tfilename\tmd5\tsize\tstate\n"
@@ -135,6 +173,9 @@ SETTINGS: dict[str, str] = {
     "model.depth=1000000000": "depth",
     "data.mpp=[]": "mpp",
     "head.prototypes=0": "prototypes",
+    "model.init=vit_of_nobody": "timm has no model called 'vit_of_nobody'",
+    "model.init=local-dir:x": "There is no model 'local-dir:x'",
+    "model.init=https://h/x": "There is no model 'https://h/x'",
     "x": "not of the form",
     "train.steps.more=1": "is a value",
 }

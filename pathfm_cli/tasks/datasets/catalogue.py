@@ -47,9 +47,9 @@ def locate(name: str, data: Path | None) -> Path:
     if data is not None:
         return data
     if root := os.environ.get(VARIABLE):
-        return Path(root).expanduser() / name
+        return Path(os.path.expanduser(root)) / name
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "pathfm" / name
+    return Path(os.path.expanduser(home)) / "pathfm" / name
 
 
 def open_task(
