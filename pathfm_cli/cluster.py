@@ -14,7 +14,8 @@ import importlib.util
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +25,9 @@ from pathfm_cli import errors
 CONNECT_S = 30
 """How long a scheduler may take to answer, and its first worker to be there."""
 AHEAD = 4
-"""Pieces under way for each thread of the workers."""
+"""Parcels under way for each thread of the workers."""
+KNOWN_S = 1.0
+"""How long the number of threads is taken to be what it was: asking costs a round trip."""
 LOCAL = "local:"
 SCHEMES = ("tcp://", "tls://")
 
@@ -76,6 +79,7 @@ class Cluster:
     def __init__(self, address: str, stack: contextlib.ExitStack) -> None:
         self._address = address
         self._stack = stack
+        self._threads, self._asked = 1, float("-inf")
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -83,15 +87,23 @@ class Cluster:
 
     @property
     def threads(self) -> int:
-        """Threads of all workers; at least 1."""
-        with self._connected():
-            return max(1, sum(map(int, self._client.nthreads().values())))
+        """Threads of all workers, at most `KNOWN_S` ago; at least 1."""
+        if time.monotonic() - self._asked > KNOWN_S:
+            with self._connected():
+                self._threads = max(1, sum(map(int, self._client.nthreads().values())))
+            self._asked = time.monotonic()
+        return self._threads
+
+    def share(self, pieces: int, most: int) -> int:
+        """How many of so many light pieces travel together: `most`, or as every thread has some."""
+        return max(1, min(most, pieces // (AHEAD * self.threads)))
 
     def map(
         self,
         work: Callable[[T], R],
-        pieces: Sequence[T],
+        pieces: Iterable[T],
         lost: Callable[[T], R] | None = None,
+        together: int = 1,
     ) -> Iterator[R]:
         """Yield `work(piece)` for every piece, in order.
 
@@ -100,6 +112,8 @@ class Cluster:
         Args:
             work: can be pickled, and gives the same result wherever it runs; sent once a worker.
             pieces: can be pickled.
+            together: pieces that travel as one parcel, since a parcel costs the client 3 ms; one
+                that takes workers with it is done again piece by piece.
             lost: the result of a piece that took several workers with it (Dask's setting
                 `distributed.scheduler.allowed-failures`, 3, and one), and again on its own; None
                 raises.
@@ -109,22 +123,24 @@ class Cluster:
                 notices that within `distributed.comm.timeouts.tcp`, 30 s.
         """
         shared = self._submit(_same, _Shared(work))
-        waiting: collections.deque[tuple[T, Any]] = collections.deque()
-        todo = iter(pieces)
+        waiting: collections.deque[tuple[tuple[T, ...], Any]] = collections.deque()
+        each = iter(pieces)
+        parcels = iter(lambda: tuple(itertools.islice(each, together)), ())
         try:
             while True:
                 room = max(0, AHEAD * self.threads - len(waiting))
-                for piece in itertools.islice(todo, room):
-                    waiting.append((piece, self._submit(_apply, shared, piece)))
+                for parcel in itertools.islice(parcels, room):
+                    waiting.append((parcel, self._submit(_apply, shared, parcel)))
                 if not waiting:
                     return
-                piece, future = waiting.popleft()
+                parcel, future = waiting.popleft()
+                found: Iterable[R]
                 try:
                     found = self._result(future)
                 except _killed():
                     others = [one for _, one in waiting]
-                    found = self._alone(shared, piece, others, lost)
-                yield found
+                    found = (self._alone(shared, piece, others, lost) for piece in parcel)
+                yield from found
         finally:
             if self._client.status == "running":
                 self._client.cancel([future for _, future in waiting])
@@ -137,7 +153,7 @@ class Cluster:
             for other in others:
                 other.exception()  # waits for its end, good or bad
         try:
-            found: R = self._result(self._submit(_apply, shared, piece))
+            found: list[R] = self._result(self._submit(_apply, shared, (piece,)))
         except _killed() as error:
             if lost is not None:
                 return lost(piece)
@@ -145,7 +161,7 @@ class Cluster:
                 "Workers died over the same piece of work, one after another.",
                 "workers with more memory; the same command goes on from what is finished",
             ) from error
-        return found
+        return found[0]
 
     def _submit(self, function: Callable[..., Any], *given: Any) -> Any:
         with self._connected():
@@ -252,8 +268,8 @@ def _same(shared: Any) -> Any:
     return shared
 
 
-def _apply(shared: _Shared[T, R], piece: T) -> R:
-    return shared.work(piece)
+def _apply(shared: _Shared[T, R], parcel: Sequence[T]) -> list[R]:
+    return [shared.work(piece) for piece in parcel]
 
 
 def _versions(client: Any) -> set[str]:
