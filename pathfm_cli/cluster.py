@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import itertools
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,9 @@ from typing import Any, Generic, TypeVar
 import pathfm_cli
 from pathfm_cli import errors
 
-CONNECT_S = 30
-"""How long a scheduler may take to answer, and its first worker to be there."""
+PATIENCE = "PATHFM_DASK_TIMEOUT_S"
+"""Environment variable: seconds that a scheduler may take to answer, and its first worker to be
+there; 30 unless it is set."""
 AHEAD = 4
 """Parcels under way for each thread of the workers."""
 KNOWN_S = 1.0
@@ -39,7 +41,7 @@ def check(address: str) -> None:
     """Refuse an address that is none.
 
     Raises:
-        errors.UsageError: it is neither `local:N` nor a scheduler's.
+        errors.UsageError: it is neither `local:N` nor a scheduler's, or `PATIENCE` no number.
         errors.MissingExtra: Dask is absent.
     """
     count = address.removeprefix(LOCAL)
@@ -50,6 +52,23 @@ def check(address: str) -> None:
         )
     if importlib.util.find_spec("distributed") is None:
         raise errors.MissingExtra("--dask", "distributed", "dask")
+    patience()
+
+
+def patience() -> float:
+    """Seconds that a scheduler and its first worker are waited for.
+
+    Raises:
+        errors.UsageError: `PATIENCE` is no number above 0.
+    """
+    text = os.environ.get(PATIENCE, "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise errors.UsageError(f"{PATIENCE}={text} is no number of seconds.", f"{PATIENCE}=600")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -210,21 +229,23 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     target: Any = address
     if address.startswith(LOCAL):
         target = _start(int(address.removeprefix(LOCAL)), stack)
+    seconds = patience()
     security = distributed.Security() if address.startswith("tls://") else None
     try:
         if isinstance(target, str):
             # What listens there and says nothing would be waited for without an end.
-            asyncio.run(asyncio.wait_for(_greet(target, security), CONNECT_S))
+            asyncio.run(asyncio.wait_for(_greet(target, security, seconds), seconds))
         client = stack.enter_context(
-            distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
+            distributed.Client(target, timeout=seconds, security=security, set_as_default=False)
         )
-        client.wait_for_workers(1, timeout=CONNECT_S)
+        client.wait_for_workers(1, timeout=seconds)
         # The scheduler unpacks the work too.
         versions = _versions(client) | {client.run_on_scheduler(_version)}
     except OSError as error:
         raise errors.PathfmError(
             f"No scheduler with a worker answers at {address}.",
-            "dask scheduler, and on each machine: dask worker SCHEDULER:8786",
+            "dask scheduler, and on each machine: dask worker SCHEDULER:8786; "
+            f"{PATIENCE}=600 waits longer for them",
         ) from error
     except ModuleNotFoundError as error:
         raise errors.PathfmError(
@@ -240,11 +261,11 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     return client
 
 
-async def _greet(address: str, security: Any) -> None:
+async def _greet(address: str, security: Any, seconds: float) -> None:
     """Exchange the first messages with a scheduler, which has until the timeout to be there."""
     comm: Any = importlib.import_module("distributed.comm")
     options = security.get_connection_args("client") if security else {}
-    line = await comm.connect(address, timeout=CONNECT_S, **options)
+    line = await comm.connect(address, timeout=seconds, **options)
     await line.close()
 
 

@@ -216,8 +216,17 @@ def test_addresses_and_uses_that_are_refused(
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("text", ["soon", "0", "inf", "-1"])
+def test_a_patience_that_is_no_number_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATHFM_DASK_TIMEOUT_S", text)
+    with pytest.raises(errors.UsageError, match="PATHFM_DASK_TIMEOUT_S=.* is no number"):
+        cluster.check("local:1")
+
+
 def test_nobody_at_the_address(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    monkeypatch.setenv("PATHFM_DASK_TIMEOUT_S", "1")
     with cluster.spread("tcp://127.0.0.1:1") as spread:
         assert spread is not None
         with pytest.raises(errors.PathfmError, match="No scheduler with a worker answers"):
@@ -225,7 +234,7 @@ def test_nobody_at_the_address(few: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_listens_at_the_address_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    monkeypatch.setenv("PATHFM_DASK_TIMEOUT_S", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with cluster.spread(address) as spread:
