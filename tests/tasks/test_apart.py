@@ -17,7 +17,7 @@ from pathfm_cli.model import weights
 from pathfm_cli.tasks import apart, embed, images, source
 
 MODEL = "random/test_vit"
-HOW = {"precision": "fp32", "image_size_px": 32}
+HOW: dict[str, Any] = {"precision": "fp32", "image_size_px": 32}
 DEADLY = 70
 
 
