@@ -13,19 +13,24 @@ import functools
 import importlib.util
 import itertools
 import logging
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 import pathfm_cli
 from pathfm_cli import errors
 
-CONNECT_S = 30
-"""How long a scheduler may take to answer, and its first worker to be there."""
+PATIENCE = "PATHFM_DASK_TIMEOUT_S"
+"""Environment variable: seconds that a scheduler may take to answer, and its first worker to be
+there; 30 unless it is set."""
 AHEAD = 4
-"""Pieces under way for each thread of the workers."""
+"""Parcels under way for each thread of the workers."""
+KNOWN_S = 1.0
+"""How long the number of threads is taken to be what it was: asking costs a round trip."""
 LOCAL = "local:"
 _SCHEDULER = re.compile(r"(tcp|tls)://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.IGNORECASE)
 """TCP has no users and no passwords: an address that holds some is none."""
@@ -38,7 +43,7 @@ def check(address: str) -> None:
     """Refuse an address that is none.
 
     Raises:
-        errors.UsageError: it is neither `local:N` nor a scheduler's.
+        errors.UsageError: it is neither `local:N` nor a scheduler's, or `PATIENCE` no number.
         errors.MissingExtra: Dask is absent.
     """
     count = address.removeprefix(LOCAL)
@@ -49,6 +54,23 @@ def check(address: str) -> None:
         )
     if importlib.util.find_spec("distributed") is None:
         raise errors.MissingExtra("--dask", "distributed", "dask")
+    patience()
+
+
+def patience() -> float:
+    """Seconds that a scheduler and its first worker are waited for.
+
+    Raises:
+        errors.UsageError: `PATIENCE` is no number above 0.
+    """
+    text = os.environ.get(PATIENCE, "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise errors.UsageError(f"{PATIENCE}={text} is no number of seconds.", f"{PATIENCE}=600")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -78,6 +100,7 @@ class Cluster:
     def __init__(self, address: str, stack: contextlib.ExitStack) -> None:
         self._address = address
         self._stack = stack
+        self._threads, self._asked = 1, float("-inf")
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -85,15 +108,23 @@ class Cluster:
 
     @property
     def threads(self) -> int:
-        """Threads of all workers; at least 1."""
-        with self._connected():
-            return max(1, sum(map(int, self._client.nthreads().values())))
+        """Threads of all workers, at most `KNOWN_S` ago; at least 1."""
+        if time.monotonic() - self._asked > KNOWN_S:
+            with self._connected():
+                self._threads = max(1, sum(map(int, self._client.nthreads().values())))
+            self._asked = time.monotonic()
+        return self._threads
+
+    def share(self, pieces: int, most: int) -> int:
+        """How many of so many light pieces travel together: `most`, or as every thread has some."""
+        return max(1, min(most, pieces // (AHEAD * self.threads)))
 
     def map(
         self,
         work: Callable[[T], R],
-        pieces: Sequence[T],
+        pieces: Iterable[T],
         lost: Callable[[T], R] | None = None,
+        together: int = 1,
     ) -> Iterator[R]:
         """Yield `work(piece)` for every piece, in order.
 
@@ -102,6 +133,8 @@ class Cluster:
         Args:
             work: can be pickled, and gives the same result wherever it runs; sent once a worker.
             pieces: can be pickled.
+            together: pieces that travel as one parcel, since a parcel costs the client 3 ms; one
+                that takes workers with it is done again piece by piece.
             lost: the result of a piece that took several workers with it (Dask's setting
                 `distributed.scheduler.allowed-failures`, 3, and one), and again on its own; None
                 raises.
@@ -111,22 +144,24 @@ class Cluster:
                 notices that within `distributed.comm.timeouts.tcp`, 30 s.
         """
         shared = self._submit(_same, _Shared(work))
-        waiting: collections.deque[tuple[T, Any]] = collections.deque()
-        todo = iter(pieces)
+        waiting: collections.deque[tuple[tuple[T, ...], Any]] = collections.deque()
+        each = iter(pieces)
+        parcels = iter(lambda: tuple(itertools.islice(each, together)), ())
         try:
             while True:
                 room = max(0, AHEAD * self.threads - len(waiting))
-                for piece in itertools.islice(todo, room):
-                    waiting.append((piece, self._submit(_apply, shared, piece)))
+                for parcel in itertools.islice(parcels, room):
+                    waiting.append((parcel, self._submit(_apply, shared, parcel)))
                 if not waiting:
                     return
-                piece, future = waiting.popleft()
+                parcel, future = waiting.popleft()
+                found: Iterable[R]
                 try:
                     found = self._result(future)
                 except _killed():
                     others = [one for _, one in waiting]
-                    found = self._alone(shared, piece, others, lost)
-                yield found
+                    found = (self._alone(shared, piece, others, lost) for piece in parcel)
+                yield from found
         finally:
             if self._client.status == "running":
                 self._client.cancel([future for _, future in waiting])
@@ -139,7 +174,7 @@ class Cluster:
             for other in others:
                 other.exception()  # waits for its end, good or bad
         try:
-            found: R = self._result(self._submit(_apply, shared, piece))
+            found: list[R] = self._result(self._submit(_apply, shared, (piece,)))
         except _killed() as error:
             if lost is not None:
                 return lost(piece)
@@ -147,7 +182,7 @@ class Cluster:
                 "Workers died over the same piece of work, one after another.",
                 "workers with more memory; the same command goes on from what is finished",
             ) from error
-        return found
+        return found[0]
 
     def _submit(self, function: Callable[..., Any], *given: Any) -> Any:
         with self._connected():
@@ -196,21 +231,23 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     target: Any = address
     if address.startswith(LOCAL):
         target = _start(int(address.removeprefix(LOCAL)), stack)
+    seconds = patience()
     security = distributed.Security() if address.startswith("tls://") else None
     try:
         if isinstance(target, str):
             # What listens there and says nothing would be waited for without an end.
-            asyncio.run(asyncio.wait_for(_greet(target, security), CONNECT_S))
+            asyncio.run(asyncio.wait_for(_greet(target, security, seconds), seconds))
         client = stack.enter_context(
-            distributed.Client(target, timeout=CONNECT_S, security=security, set_as_default=False)
+            distributed.Client(target, timeout=seconds, security=security, set_as_default=False)
         )
-        client.wait_for_workers(1, timeout=CONNECT_S)
+        client.wait_for_workers(1, timeout=seconds)
         # The scheduler unpacks the work too.
         versions = _versions(client) | {client.run_on_scheduler(_version)}
     except (OSError, OverflowError, ValueError) as error:
         raise errors.PathfmError(
             f"No scheduler with a worker answers at {address}.",
-            "dask scheduler, and on each machine: dask worker SCHEDULER:8786",
+            "dask scheduler, and on each machine: dask worker SCHEDULER:8786; "
+            f"{PATIENCE}=600 waits longer for them",
         ) from error
     except ModuleNotFoundError as error:
         raise errors.PathfmError(
@@ -226,11 +263,11 @@ def _join(address: str, stack: contextlib.ExitStack) -> Any:
     return client
 
 
-async def _greet(address: str, security: Any) -> None:
+async def _greet(address: str, security: Any, seconds: float) -> None:
     """Exchange the first messages with a scheduler, which has until the timeout to be there."""
     comm: Any = importlib.import_module("distributed.comm")
     options = security.get_connection_args("client") if security else {}
-    line = await comm.connect(address, timeout=CONNECT_S, **options)
+    line = await comm.connect(address, timeout=seconds, **options)
     await line.close()
 
 
@@ -254,8 +291,8 @@ def _same(shared: Any) -> Any:
     return shared
 
 
-def _apply(shared: _Shared[T, R], piece: T) -> R:
-    return shared.work(piece)
+def _apply(shared: _Shared[T, R], parcel: Sequence[T]) -> list[R]:
+    return [shared.work(piece) for piece in parcel]
 
 
 def _versions(client: Any) -> set[str]:

@@ -137,7 +137,7 @@ def embed(
                 request.open_places, bound["images"].absolute(), columns, grid
             )
             job = apart.job(opening, spec, how, data, network, reading)
-            compute = apart.spread(job, spread)
+            compute = apart.spread(job, spread, data, network.shape)
         done = library.embed(
             data, network, out, reading, overwrite=overwrite, progress=report, compute=compute
         )

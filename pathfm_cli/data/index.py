@@ -29,6 +29,9 @@ CHUNK = 64
 REMOTE_WORKERS = 48
 """Remote slides that are read at once unless told otherwise: nearly all of it is waiting."""
 
+TOGETHER = 16
+"""Slides that go to a worker of a cluster together, at most."""
+
 _Read = tuple[headers.Row, tuple[headers.Plane, ...]]
 
 
@@ -159,7 +162,8 @@ def _read_all(
     """Rows in the order of `files`, read by a cluster, or threads that stay a few slides ahead."""
     if spread is not None:
         work = functools.partial(headers.read, overrides=dict(plan.overrides))
-        yield from spread.map(work, files, headers.lost)
+        together = spread.share(len(files), TOGETHER)
+        yield from spread.map(work, files, headers.lost, together)
         return
     remote = any(store.is_remote(file.uri) for file in files)
     count = workers or (REMOTE_WORKERS if remote else os.cpu_count() or 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import polars as pl
@@ -15,9 +16,9 @@ from pathfm_cli.data import cohort, draw, grid
 
 DRAWS_PER_PART = 8192
 SLIDES_PER_PART = 8
+"""Whose cells are kept together for a rerun; a cluster shares them out one by one."""
 MAX_PATCHES = 1_000_000_000
 """In one artifact; about 30 GB."""
-_Task = Callable[[], pl.DataFrame]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +164,7 @@ def sample(
         choice: at random or on a grid.
         overwrite: replace a result made with other inputs or settings.
         progress: told (done, total): patches, or slides of a grid.
-        spread: a cluster whose workers measure the cells of a grid.
+        spread: a cluster whose workers measure the cells of a grid, slide by slide.
 
     Raises:
         errors.InputError: `tissue` is no `tissue` artifact, or all its slides carry errors.
@@ -184,8 +185,7 @@ def sample(
     parts = artifacts.Parts(out, header)
     done = parts.done()
     tasks = list(_tasks(table, slides, config, choice))
-    todo = [task for number, _, task in tasks if number not in done]
-    made = map(_call, todo) if spread is None else spread.map(_call, todo)
+    made = _made([task for number, _, task in tasks if number not in done], spread)
     for number, total, _ in tasks:
         if number not in done:
             parts.write(number, next(made))
@@ -237,6 +237,26 @@ def plan(
     }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cells:
+    """The cells of these slides, rows of a `tissue` table; can be pickled."""
+
+    slides: pl.DataFrame
+    config: draw.SampleConfig
+    stride_px: int
+
+    def __call__(self) -> pl.DataFrame:
+        return grid.cells(self.slides, self.config, self.stride_px)
+
+    def each(self) -> Iterator[_Cells]:
+        """The same, slide by slide."""
+        for rows in self.slides.iter_slices(1):
+            yield _Cells(rows, self.config, self.stride_px)
+
+
+_Task = Callable[[], pl.DataFrame]
+
+
 def _taking_part(frame: pl.DataFrame, config: draw.SampleConfig) -> pl.DataFrame:
     """The slides without error that `where` and `subset` leave."""
     usable = frame.filter(pl.col("error").is_null())
@@ -263,7 +283,7 @@ def _tasks(
         total = -(-slides.height // SLIDES_PER_PART)
         for number in range(total):
             rows = slides[number * SLIDES_PER_PART : (number + 1) * SLIDES_PER_PART]
-            yield number, total, functools.partial(grid.cells, rows, config, stride)
+            yield number, total, _Cells(rows, config, stride)
         return
     sampler = draw.Sampler(table, config, choice.seed)
     ids = table.frame.filter(pl.col("error").is_null())["slide"]
@@ -271,6 +291,19 @@ def _tasks(
     for number in range(total):
         numbers = range(number * DRAWS_PER_PART, min((number + 1) * DRAWS_PER_PART, choice.n))
         yield number, total, functools.partial(_drawn, sampler, ids, numbers)
+
+
+def _made(tasks: Sequence[_Task], spread: cluster.Cluster | None) -> Iterator[pl.DataFrame]:
+    """The rows of each task, in order."""
+    grids = [task for task in tasks if isinstance(task, _Cells)]
+    if spread is None or not grids:
+        yield from (task() for task in tasks)
+        return
+    slides = itertools.chain.from_iterable(task.each() for task in grids)
+    together = spread.share(sum(task.slides.height for task in grids), SLIDES_PER_PART)
+    frames = spread.map(_call, slides, together=together)
+    for task in grids:
+        yield pl.concat(itertools.islice(frames, task.slides.height))
 
 
 def _call(task: _Task) -> pl.DataFrame:

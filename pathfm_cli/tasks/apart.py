@@ -1,4 +1,8 @@
-"""Chunks of `embed` in other processes: each opens the source and loads the encoder once."""
+"""Chunks of `embed` in other processes: each opens the source and loads the encoder once.
+
+A chunk that takes its processes with it is done again in small pieces, so that only the patches
+that do it are rows with an error.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ import polars as pl
 from pathfm_cli import cluster, errors
 from pathfm_cli.model import weights
 from pathfm_cli.tasks import embed, source
+
+PIECE = 64
+"""Patches of such a chunk that are tried together; those of a piece that does it again, singly."""
+LOST = "the processes that embedded it died, one after another"
+"""The error of a patch that takes its process with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +89,7 @@ class Worker:
         self.__init__(state["job"])  # type: ignore[misc]
 
     def __call__(self, chunk: range) -> tuple[int, pl.DataFrame]:
-        """The number and the rows of a chunk.
+        """The rows of a chunk, or of a part of one, and the number of the chunk.
 
         Raises:
             errors.InputError: the source or the encoder is another one on this machine.
@@ -105,11 +114,29 @@ class Worker:
         return data, encoder
 
 
-def spread(job: Job, workers: cluster.Cluster) -> embed.Compute:
-    """How `embed.embed` has its chunks computed by a cluster."""
+def spread(
+    job: Job, workers: cluster.Cluster, data: source.Source, shape: tuple[int, ...]
+) -> embed.Compute:
+    """How `embed.embed` has its chunks computed by a cluster.
+
+    Args:
+        job: what the workers must know.
+        workers: the cluster.
+        data: the source as it was opened here.
+        shape: of one embedding.
+    """
+    work = Worker(job)
+
+    def lost(rows: range) -> tuple[int, pl.DataFrame]:
+        if len(rows) == 1:
+            return embed.failed(data, shape, rows.start, LOST)
+        size = PIECE if len(rows) > PIECE else 1
+        pieces = [rows[at : at + size] for at in range(0, len(rows), size)]
+        numbers, frames = zip(*workers.map(work, pieces, lost), strict=True)
+        return numbers[0], pl.concat(frames)
 
     def compute(chunks: Sequence[range], tick: embed.Tick) -> Iterator[tuple[int, pl.DataFrame]]:
-        for number, frame in workers.map(Worker(job), chunks):
+        for number, frame in workers.map(work, chunks, lost):
             tick(frame.height)
             yield number, frame
 

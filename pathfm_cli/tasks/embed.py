@@ -223,21 +223,30 @@ def chunks(
     wanted: Sequence[range],
     tick: Tick = lambda rows: None,
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the number and the rows of each chunk of rows that is wanted; see `Compute`."""
+    """Yield the number and the rows of each chunk that is wanted, or part of one; see `Compute`."""
     size = reading.batch_size or fitting_batch(encoder)
     step = storage.chunk_rows(encoder.shape, CHUNK)
     batches = [chunk[at : at + size] for chunk in wanted for at in range(0, len(chunk), size)]
+    ends = {chunk.stop for chunk in wanted}
     features: list[Features] = []
     reasons: list[str | None] = []
     for batch, rows, lost in _forward(data, encoder, batches, reading.workers):
         features.append(rows)
         reasons += lost
         tick(len(batch))
-        if batch.stop % step == 0 or batch.stop == data.rows.height:
+        if batch.stop in ends:
             first = batch.stop - len(reasons)
             meta = data.rows[first : batch.stop]
             yield first // step, _frame(meta, np.concatenate(features), reasons)
             features, reasons = [], []
+
+
+def failed(
+    data: source.Source, shape: tuple[int, ...], row: int, reason: str
+) -> tuple[int, pl.DataFrame]:
+    """What `chunks` yields for a row that has no embedding, of this `shape` otherwise."""
+    features = np.zeros((1, *shape), np.float32)
+    return row // storage.chunk_rows(shape, CHUNK), _frame(data.rows[row], features, [reason])
 
 
 def _frame(meta: pl.DataFrame, features: Features, reasons: Sequence[str | None]) -> pl.DataFrame:
