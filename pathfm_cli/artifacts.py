@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import disk, errors
+from pathfm_cli import disk, errors, parquet
 from pathfm_cli.kinds import KINDS, Column
 
 SCHEMA = "pathfm.artifact/1"
@@ -156,9 +156,17 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
     """
     header, metadata = _peek(Path(path))
     _expect(path, header, kinds)
+    prefix = "pathfm.table."
     try:
-        frame = pl.read_parquet(Path(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
+        parquet.check(Path(path))
+        with parquet.guard():
+            frame = pl.read_parquet(Path(path))
+            attached = {
+                key.removeprefix(prefix): _attached(value)
+                for key, value in metadata.items()
+                if key.startswith(prefix)
+            }
+    except (ValueError, pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
     if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
         raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
@@ -169,12 +177,6 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
                 f"{path}: its column {column.name} is {frame.schema[column.name]}, not "
                 f"{column.dtype}."
             )
-    prefix = "pathfm.table."
-    attached = {
-        key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
-        for key, value in metadata.items()
-        if key.startswith(prefix)
-    }
     return Table(frame, header, Path(path), attached)
 
 
@@ -322,7 +324,11 @@ def _peek(path: Path) -> tuple[Header, dict[str, str]]:
         # A named pipe would be waited for, a device be read without an end.
         raise errors.InputError(f"{path} is no file.", "name the file that a verb has written")
     try:
-        metadata = _safetensors_metadata(path) or pl.read_parquet_metadata(path)
+        metadata = _safetensors_metadata(path)
+        if metadata is None:
+            parquet.check(path, pages=False)
+            with parquet.guard():
+                metadata = pl.read_parquet_metadata(path)
     except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
         raise errors.InputError(
             f"{path} is neither Parquet nor safetensors, or it is cut short.",
@@ -367,6 +373,13 @@ def _check(header: Header) -> None:
         raise TypeError("counts")
     if not isinstance(header.settings, dict) or not isinstance(header.metrics, dict):
         raise TypeError("settings")
+
+
+def _attached(text: str) -> pl.DataFrame:
+    """A small table of the metadata, as `write_table` puts it there."""
+    data = base64.b64decode(text)
+    parquet.check(data)
+    return pl.read_parquet(io.BytesIO(data))
 
 
 def _wrong(column: Column, values: pl.Series) -> bool:
