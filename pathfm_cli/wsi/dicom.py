@@ -21,6 +21,8 @@ from pathfm_cli.wsi import ahead, codecs, mpp, series, store, vendor
 MAX_FRAMES = 1 << 24
 MAX_ELEMENT_BYTES = 256 << 20
 """Larger values of a header are not read."""
+MAX_ITEMS = 1 << 21
+"""Items of sequences in a header, 600 B each in memory; a sparse level has some four a frame."""
 JPEG_HEAD_BYTES = 4096
 """Where the markers of a tile are looked for."""
 CHECKED_FRAMES = 16
@@ -32,6 +34,7 @@ _RAW = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _JPEG = ("1.2.840.10008.1.2.4.50",)
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _ITEM = b"\xfe\xff\x00\xe0"
+_ITEM_BIG_ENDIAN = b"\xff\xfe\xe0\x00"
 _UNDEFINED = 0xFFFFFFFF
 _AUXILIARY = {"LABEL", "OVERVIEW", "THUMBNAIL"}
 
@@ -121,7 +124,7 @@ class _File(io.RawIOBase):
 
     def __init__(self, source: store.Source) -> None:
         self._source = source
-        self._at = 0
+        self._at = self._items = 0
         self.name = source.uri
 
     def readable(self) -> bool:
@@ -140,9 +143,17 @@ class _File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._source.size - self._at))
-        buffer[:count] = self._source.read(self._at, count)
+        data = self._source.read(self._at, count)
+        self._items += data.count(_ITEM) + data.count(_ITEM_BIG_ENDIAN)
+        if self._items > MAX_ITEMS:
+            raise errors.SlideError(f"{self.name}: more than {MAX_ITEMS} items are not plausible")
+        buffer[:count] = data
         self._at += count
         return count
+
+    def readall(self) -> bytes:
+        """Refused: pydicom reads all at once only to inflate a deflated header, to any size."""
+        raise errors.SlideError(f"{self.name}: a deflated DICOM file")
 
 
 def _read(part: series.Part, name: str) -> _Instance:
