@@ -122,7 +122,8 @@ def _jp2k(data: bytes, codec: str, width: int, height: int) -> np.ndarray[Any, n
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
     _check((bottom - top, right - left, components), width, height)
-    pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    # From there on: boxes before it could hold one codestream for this check, another to decode.
+    pixels = imagecodecs.jpeg2k_decode(data[start:], numthreads=1)
     _check(pixels.shape, width, height)
     if pixels.dtype != np.uint8:
         raise ValueError(f"samples are {pixels.dtype}, not uint8")
