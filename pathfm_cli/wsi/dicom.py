@@ -19,6 +19,7 @@ from pathfm_cli import errors
 from pathfm_cli.wsi import ahead, codecs, mpp, series, store, vendor
 
 MAX_FRAMES = 1 << 24
+"""Tiles of all levels."""
 MAX_ELEMENT_BYTES = 256 << 20
 """Larger values of a header are not read."""
 MAX_ITEMS = 1 << 21
@@ -107,9 +108,12 @@ def _describe(instances: Sequence[_Instance], name: str) -> tuple[vendor.Descrip
     if not volumes:
         raise errors.SlideError(f"{name}: a DICOM series without a slide image (VOLUME)")
     volumes.sort(key=lambda one: -int(one.header.TotalPixelMatrixColumns))
-    planes, tables = [], []
+    planes, tables, frames = [], [], 0
     for one in volumes:
         plane = _plane(one.header, name)
+        frames += plane.tiles
+        if frames > MAX_FRAMES:
+            raise errors.SlideError(f"{name}: {frames} tiles are not plausible")
         tables.append(_table(one, plane, name))
         planes.append(_coloured(plane, one, tables[-1]))
     _check_pyramid(planes, name)
@@ -204,10 +208,7 @@ def _plane(header: Any, name: str) -> vendor.Plane:
         raise errors.SlideError(f"{name}: tiles of {tile_width}x{tile_height} px are not plausible")
     codec = _codec(header, name)
     prefix = codecs.jpeg_prefix(codec, b"") if codec.startswith("jpeg") else b""
-    plane = vendor.Plane(width, height, tile_width, tile_height, codec, prefix, None)
-    if plane.tiles > MAX_FRAMES:
-        raise errors.SlideError(f"{name}: {plane.tiles} tiles are not plausible")
-    return plane
+    return vendor.Plane(width, height, tile_width, tile_height, codec, prefix, None)
 
 
 def _codec(header: Any, name: str) -> str:
