@@ -37,6 +37,8 @@ from pathfm_cli.model import device as devices
 FRESH = "random/"
 IMAGE_SIZE_PX = 224
 """Side of the input of the evaluation protocols (kaiko-eva: Resize(224), CenterCrop(224))."""
+MAX_TOKENS = 1 << 14
+"""Patch tokens of an image that a description may ask for: 2,048 px in patches of 16."""
 
 WAYS = "--model RUN_FOLDER, --model FILE --arch TIMM_NAME, --model TIMM_NAME or random/TIMM_NAME"
 
@@ -257,6 +259,13 @@ def _run(path: Path) -> _Loaded:
     except errors.UsageError as error:
         described = file.parent / export.MODEL
         raise errors.InputError(f"{described} describes no encoder: {error}") from error
+    tokens = (info.image_size_px // vit.patch_px(shape)) ** 2
+    if hasattr(shape, "patch_embed") and tokens > MAX_TOKENS:
+        raise errors.InputError(
+            f"{file.parent / export.MODEL} asks for {tokens} tokens an image, which is not "
+            "plausible.",
+            "pathfm writes model.json together with the weights: copy both",
+        )
     foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
     module = vit.build(info.arch, **info.kwargs)
     module.load_state_dict(state)

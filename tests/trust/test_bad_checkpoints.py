@@ -119,6 +119,7 @@ INFOS: dict[str, Any] = {
     "kwargs-list": {"kwargs": [1]},
     "unknown-argument": {"kwargs": {"colour": 1}},
     "checkpoint-path": {"kwargs": {"checkpoint_path": "/etc/passwd"}},
+    "overlay": {"kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x"}}},
     "pretrained": {"kwargs": {"pretrained": True}},
     "pretrained-cfg": {"kwargs": {"pretrained_cfg": {"url": "https://example.org/x"}}},
     "wide": {"kwargs": {"embed_dim": 1 << 40}},
@@ -128,6 +129,8 @@ INFOS: dict[str, Any] = {
     "no-patch": {"kwargs": {"patch_size": 0}},
     "nested": {"kwargs": {"a": {"b": 1}}},
     "image-huge": {"image_size_px": 1 << 40},
+    "image-large": {"kwargs": {"dynamic_img_size": True}, "image_size_px": 2064},
+    "tokens": {"kwargs": {"patch_size": 4}, "image_size_px": 516},
     "image-zero": {"image_size_px": 0},
     "mean-short": {"mean": [0.5]},
     "mean-nan": {"mean": [0.5, float("nan"), 0.5]},
@@ -136,6 +139,15 @@ INFOS: dict[str, Any] = {
     "input": {"input": "smell"},
     "step": {"step": "many"},
 }
+
+
+TOLD = {
+    "checkpoint-path": "it sets checkpoint_path",
+    "overlay": "it sets pretrained_cfg_overlay",
+    "image-large": "image_size_px is 2064",
+    "tokens": "asks for 16641 tokens",
+}
+"""Descriptions that would be refused later for another reason: by then it is too late."""
 
 
 @pytest.mark.parametrize("name", INFOS)
@@ -148,7 +160,9 @@ def test_hostile_description(name: str, good: Good, tmp_path: Path) -> None:
     data = text if isinstance(text, bytes) else text.encode()
     (folder / "model.json").write_bytes(data)
     how = ["--model", folder, "-o", "e.parquet"]
-    refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad")
+    told = refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad")
+    if name in TOLD:
+        assert TOLD[name] in told
 
 
 def test_a_description_without_weights_is_refused(good: Good, tmp_path: Path) -> None:
