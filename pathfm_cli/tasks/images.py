@@ -14,7 +14,7 @@ import polars as pl
 from PIL import Image as pillow
 from PIL import UnidentifiedImageError
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import metadata
 from pathfm_cli.tasks import source
 
@@ -77,6 +77,8 @@ def decode(path: str | Path) -> source.Image:
     Raises:
         errors.SlideError: missing, damaged, too large, or not of 8 bits a channel.
     """
+    if disk.is_special(path):
+        raise errors.SlideError("it is no file")
     try:
         with pillow.open(path, formats=_FORMATS) as image:
             _check_size(image.width, image.height)

@@ -182,6 +182,8 @@ class TileTable:
         path = Path(path)
         hint = "make it again: pathfm index ... --overwrite"
         try:
+            if not path.is_file():
+                raise OSError("no file")  # a named pipe would be waited for
             # A plain array: slices of np.memmap cost five times as much.
             mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
             identity, tensors = _parse(mapped)
