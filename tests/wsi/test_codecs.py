@@ -14,7 +14,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from pathfm_cli.wsi import codecs, tiff
+from pathfm_cli.wsi import codecs, roi, tiff
 
 RNG = np.random.default_rng(0)
 COARSE = np.kron(RNG.integers(0, 255, (8, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
@@ -232,3 +232,18 @@ def memory_mb(*, reset: bool = False) -> float:
 def test_a_boxed_codestream_is_read() -> None:
     data = imagecodecs.jpeg2k_encode(COARSE, codecformat="jp2", reversible=True)
     np.testing.assert_array_equal(codecs.decode(data, "jp2k-rgb", b"", 128, 64), COARSE)
+
+
+def test_scans_without_end() -> None:
+    """Each scan of 10 bytes would take as long as the image."""
+    good = io.BytesIO()
+    Image.fromarray(COARSE).save(good, "JPEG", progressive=True)
+    prefix = codecs.jpeg_prefix("jpeg-ycbcr", b"")
+    assert codecs.decode(good.getvalue(), "jpeg-ycbcr", prefix, 128, 64).shape == (64, 128, 3)
+    last = good.getvalue().rindex(b"\xff\xda")
+    data = good.getvalue()[:-2] + 100 * good.getvalue()[last:-2] + b"\xff\xd9"
+    with pytest.raises(ValueError, match="a JPEG of 110 scans"):
+        codecs.decode(data, "jpeg-ycbcr", prefix, 128, 64)
+    out = np.empty((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="a JPEG of 110 scans"):
+        roi.decode_region(data, "jpeg-ycbcr", prefix, 128, 64, 0, 0, 8, 8, out)
