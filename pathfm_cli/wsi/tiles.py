@@ -26,6 +26,7 @@ SCHEMA = "pathfm.tiles/1"
 BLOCK = 64
 """Tiles between two checkpoints."""
 MAX_HEADER_BYTES = 1 << 20
+"""The JSON of a table names four tensors and takes some hundred bytes."""
 MISSING = np.uint64(0)
 
 Array = np.ndarray[Any, Any]

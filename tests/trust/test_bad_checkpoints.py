@@ -43,6 +43,7 @@ FILES: dict[str, Callable[[], badfiles.Make]] = {
     "empty-zip": lambda: zipped({}),
     "zip-without-pickle": lambda: zipped(VERSION),
     "zip-noise": lambda: zipped(VERSION | {"bad/data.pkl": bytes(range(256))}),
+    "zip-inflated": lambda: zipped(VERSION | {"bad/data.pkl": bytes(1 << 16)}, packed=True),
     "zip-bomb": lambda: zipped(VERSION | {"bad/data.pkl": bytes(64 << 20)}, packed=True),
     "tar": lambda: raw(b"data" + bytes(253) + b"ustar\x0000" + bytes(240), ".pth"),
     **{
@@ -94,6 +95,8 @@ def test_hostile_file(name: str, good: Good, tmp_path: Path) -> None:
     told = refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad|gone")
     if any(word in name for word in ("bare", "inside", "zipped", "saved", "eval", "open")):
         assert "without running" in told and "safetensors" in told
+    if name in ("zip-inflated", "zip-bomb"):
+        assert "is compressed" in told
     assert not (tmp_path / "ran").exists()
 
 
