@@ -158,14 +158,12 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
     _expect(path, header, kinds)
     prefix = "pathfm.table."
     try:
-        parquet.check(Path(path))
-        with parquet.guard():
-            frame = pl.read_parquet(Path(path))
-            attached = {
-                key.removeprefix(prefix): _attached(value)
-                for key, value in metadata.items()
-                if key.startswith(prefix)
-            }
+        frame = parquet.read(Path(path))
+        attached = {
+            key.removeprefix(prefix): parquet.read(base64.b64decode(value))
+            for key, value in metadata.items()
+            if key.startswith(prefix)
+        }
     except (ValueError, pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
     if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
@@ -324,11 +322,7 @@ def _peek(path: Path) -> tuple[Header, dict[str, str]]:
         # A named pipe would be waited for, a device be read without an end.
         raise errors.InputError(f"{path} is no file.", "name the file that a verb has written")
     try:
-        metadata = _safetensors_metadata(path)
-        if metadata is None:
-            parquet.check(path, pages=False)
-            with parquet.guard():
-                metadata = pl.read_parquet_metadata(path)
+        metadata = _safetensors_metadata(path) or parquet.metadata(path)
     except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
         raise errors.InputError(
             f"{path} is neither Parquet nor safetensors, or it is cut short.",
@@ -373,13 +367,6 @@ def _check(header: Header) -> None:
         raise TypeError("counts")
     if not isinstance(header.settings, dict) or not isinstance(header.metrics, dict):
         raise TypeError("settings")
-
-
-def _attached(text: str) -> pl.DataFrame:
-    """A small table of the metadata, as `write_table` puts it there."""
-    data = base64.b64decode(text)
-    parquet.check(data)
-    return pl.read_parquet(io.BytesIO(data))
 
 
 def _wrong(column: Column, values: pl.Series) -> bool:

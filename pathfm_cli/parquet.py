@@ -54,6 +54,29 @@ def guard() -> Iterator[None]:
         raise pl.exceptions.ComputeError("it is damaged") from panic
 
 
+def read(source: Path | bytes) -> pl.DataFrame:
+    """Read a whole file, or what one holds, once it is checked.
+
+    Raises:
+        polars.exceptions.PolarsError, OSError: as `check`, or polars cannot read it.
+    """
+    check(source)
+    with guard():
+        return pl.read_parquet(source)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The key-value metadata of a file whose footer is checked.
+
+    Raises:
+        polars.exceptions.PolarsError, OSError: as `read`.
+    """
+    check(path, pages=False)
+    with guard():
+        pl.read_parquet_schema(path)  # who reads it later need not expect a panic
+        return pl.read_parquet_metadata(path)
+
+
 def check(source: Path | bytes, *, pages: bool = True) -> None:
     """See that a file claims nothing that it cannot hold.
 
@@ -198,8 +221,9 @@ def _check(buffer: Buffer, pages: bool) -> None:
             totals.add(values=column[5])
             if group[3] < 0 or (not repeated and column[5] != group[3]):
                 raise ValueError("rows")
+            at = _begin(column, end)
             if pages:
-                _pages(buffer, column, end, totals)
+                _pages(buffer, column, at, end, totals)
     if rows != footer[3]:
         raise ValueError("rows")
 
@@ -226,12 +250,17 @@ def _leaves(schema: list[dict[int, Any]]) -> list[bool]:
     return leaves
 
 
-def _pages(buffer: Buffer, column: dict[int, Any], end: int, totals: _Totals) -> None:
-    """Go from page to page of a column."""
+def _begin(column: dict[int, Any], end: int) -> int:
+    """Where the first page of a column begins; the column ends before `end`."""
     data, dictionary = column[9], column.get(11)
-    at = data if dictionary is None else dictionary
+    at: int = data if dictionary is None else dictionary
     if not 4 <= at <= data <= end or not 0 <= column[7] <= end - at:
         raise ValueError("a column lies beyond the end")
+    return at
+
+
+def _pages(buffer: Buffer, column: dict[int, Any], at: int, end: int, totals: _Totals) -> None:
+    """Go from page to page of a column."""
     stop = min(end, at + column[7] + SLACK_BYTES)
     left = column[5]
     while left > 0:

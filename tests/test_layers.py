@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "disk", "artifacts", "page", "cluster"}
+TOP = {"errors", "kinds", "config", "disk", "artifacts", "page", "cluster", "parquet"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
     "config": {"errors"},
     "disk": {"errors"},
-    "artifacts": {"errors", "kinds", "disk"},
+    "parquet": set(),
+    "artifacts": {"errors", "kinds", "disk", "parquet"},
     "page": {"errors", "disk"},
     "cluster": {"errors"},
     "wsi": {"errors", "artifacts", "wsi"},

@@ -42,9 +42,7 @@ class Journal:
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 table = tiles.TileTable.open(path.with_suffix(".safetensors"))
-                parquet.check(path)
-                with parquet.guard():
-                    frame = pl.read_parquet(path)
+                frame = parquet.read(path)
             except (errors.InputError, pl.exceptions.PolarsError, OSError):
                 continue
             if frame.schema == headers.SCHEMA:

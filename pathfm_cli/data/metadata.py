@@ -33,9 +33,7 @@ def read(path: Path) -> pl.DataFrame:
         raise errors.InputError(f"{path} does not exist.", "name a .csv, .tsv or .parquet file")
     try:
         if suffix == ".parquet":
-            parquet.check(path)
-            with parquet.guard():
-                return pl.read_parquet(path)
+            return parquet.read(path)
         refuse_packed(path)
         separator = "," if suffix == ".csv" else "\t"
         with parquet.guard():

@@ -199,7 +199,7 @@ def _open_parquet(path: Path) -> Features:
         parquet.check(path)
         with parquet.guard():
             schema = pl.read_parquet_schema(path)
-            own = "pathfm" in pl.read_parquet_metadata(path)
+        own = "pathfm" in parquet.metadata(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} is not a file of embeddings.", _FORMATS) from error
     header = artifacts.read_header(path, "embeddings") if own else None
