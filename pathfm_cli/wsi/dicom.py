@@ -170,6 +170,9 @@ def _read(part: series.Part, name: str) -> _Instance:
     except errors.SlideError:
         raise
     except Exception as error:
+        # pydicom takes what its file raises for the end of it.
+        if isinstance(error.__context__, errors.SlideError):
+            raise error.__context__ from error
         # Whatever a damaged header makes of the parser, it is this file that cannot be read.
         raise _damaged(part.uri, name, error) from error
     return _Instance(part, source, header, file.tell())
