@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from pathfm_cli.model import device as devices
-from pathfm_cli.model import weights
+from pathfm_cli.model import names, weights
 from pathfm_cli.tasks import embed, images, source
 
 TABLE = Path(__file__).parents[1].parent / "shared" / "data" / "patches" / "organ4" / "labels.csv"
@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     data = images.open_images(options.images)
     data = first(data, 192 if options.quick else data.rows.height)
-    encoder = weights.load(f"{weights.FRESH}{options.arch}", device=options.device)
+    encoder = weights.load(f"{names.FRESH}{options.arch}", device=options.device)
     size = embed.fitting_batch(encoder)
     side = encoder.image_size_px
     batches = [

@@ -23,8 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import addresses, disk, errors
-from pathfm_cli.kinds import KINDS, Column
+from pathfm_cli import columns, disk, errors, parquet
+from pathfm_cli.kinds import KINDS
 
 SCHEMA = "pathfm.artifact/1"
 MAX_HEADER_BYTES = 100 << 20
@@ -156,22 +156,19 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
     """
     header, metadata = _peek(Path(path))
     _expect(path, header, kinds)
+    prefix = "pathfm.table."
     try:
-        frame = pl.read_parquet(Path(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
+        frame = parquet.read(Path(path))
+        attached = {
+            key.removeprefix(prefix): parquet.read(base64.b64decode(value))
+            for key, value in metadata.items()
+            if key.startswith(prefix)
+        }
+    except (ValueError, pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
-    if missing := [c.name for c in KINDS[header.kind].columns if c.name not in frame.columns]:
-        raise errors.InputError(f"{path} lacks the column {', '.join(missing)}.")
-    known = (*KINDS[header.kind].columns, *KINDS[header.kind].optional)
-    for column in known:
-        if column.name in frame.columns and _wrong(column, frame[column.name]):
-            raise errors.InputError(
-                f"{path}: its column {column.name} is {frame.schema[column.name]}, not "
-                f"{column.dtype}."
-            )
-    attached = _attached(path, metadata)
+    columns.check(path, frame, KINDS[header.kind])
     for table in (frame, *attached.values()):
-        _refuse_secrets(path, table)
+        columns.refuse_secrets(path, table)
     return Table(frame, header, Path(path), attached)
 
 
@@ -319,7 +316,7 @@ def _peek(path: Path) -> tuple[Header, dict[str, str]]:
         # A named pipe would be waited for, a device be read without an end.
         raise errors.InputError(f"{path} is no file.", "name the file that a verb has written")
     try:
-        metadata = _safetensors_metadata(path) or pl.read_parquet_metadata(path)
+        metadata = _safetensors_metadata(path) or parquet.metadata(path)
     except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
         raise errors.InputError(
             f"{path} is neither Parquet nor safetensors, or it is cut short.",
@@ -364,36 +361,6 @@ def _check(header: Header) -> None:
         raise TypeError("counts")
     if not isinstance(header.settings, dict) or not isinstance(header.metrics, dict):
         raise TypeError("settings")
-
-
-def _wrong(column: Column, values: pl.Series) -> bool:
-    """Whether values have another type than their kind says; of lists the outer one counts."""
-    outer, _, _ = column.dtype.partition("(")
-    return not isinstance(values.dtype, getattr(pl, outer)) and values.null_count() < len(values)
-
-
-def _attached(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, pl.DataFrame]:
-    prefix = "pathfm.table."
-    try:
-        return {
-            key.removeprefix(prefix): pl.read_parquet(io.BytesIO(base64.b64decode(value)))
-            for key, value in metadata.items()
-            if key.startswith(prefix)
-        }
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise errors.InputError(f"{path} has a damaged table in its metadata.") from error
-
-
-def _refuse_secrets(path: str | os.PathLike[str], table: pl.DataFrame) -> None:
-    """Refuse addresses that an index would not keep: what is made of the table would keep them."""
-    if table.schema.get("uri") != pl.String:
-        return
-    remote = table["uri"].filter(table["uri"].str.contains("://", literal=True))
-    if any(map(addresses.holds_secret, remote.unique())):
-        raise errors.InputError(
-            f"{path} holds an address with a password, a signature or a query.",
-            "index the slides again under plain addresses",
-        )
 
 
 def _expect(path: str | os.PathLike[str], header: Header, kinds: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -55,6 +56,25 @@ def refuse_address(path: str | os.PathLike[str]) -> None:
     """
     if addresses.is_address(os.fspath(path)):
         raise errors.Unwritable(path, "it is an address, and results are written to local disks")
+
+
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Whether something is there that is neither file nor folder.
+
+    A named pipe would be waited for, a device be read without an end.
+    """
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file, which is no pipe and no device.
+
+    Raises:
+        OSError: it is, or it cannot be read.
+    """
+    if is_special(path):
+        raise OSError(errno.EINVAL, "no file", os.fspath(path))
+    return Path(path).read_bytes()
 
 
 def check_place(path: str | os.PathLike[str]) -> None:

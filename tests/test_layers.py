@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pathfm_cli"
-TOP = {"errors", "kinds", "config", "disk", "artifacts", "page", "cluster"}
+TOP = {"errors", "addresses", "kinds", "config", "disk", "parquet", "columns", "artifacts"}
+TOP |= {"page", "cluster"}
 ALLOWED = {
     "errors": set(),
     "kinds": set(),
     "config": {"errors"},
-    "disk": {"errors"},
-    "artifacts": {"errors", "kinds", "disk"},
+    "addresses": set(),
+    "disk": {"errors", "addresses"},
+    "parquet": set(),
+    "columns": {"errors", "kinds", "addresses"},
+    "artifacts": {"errors", "kinds", "disk", "parquet", "columns"},
     "page": {"errors", "disk"},
     "cluster": {"errors"},
-    "wsi": {"errors", "artifacts", "wsi"},
+    "wsi": {"errors", "addresses", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},
     "tissue": TOP | {"wsi", "data", "model", "tissue"},

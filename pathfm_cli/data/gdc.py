@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import errors
-from pathfm_cli.data import sources
+from pathfm_cli import errors, parquet
+from pathfm_cli.data import metadata, sources
 
 BUCKET = "s3://tcga-2-open"
 COLUMNS = ("id", "filename", "md5", "size", "state")
@@ -73,7 +73,9 @@ def _table(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise errors.InputError(f"{path} does not exist.", "download it from the GDC portal")
     try:
-        frame = pl.read_csv(path, separator="\t", infer_schema=False)
+        metadata.refuse_packed(path)
+        with parquet.guard():
+            frame = pl.read_csv(path, separator="\t", infer_schema=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} cannot be read as a manifest.") from error
     missing = [name for name in COLUMNS if name not in frame.columns]

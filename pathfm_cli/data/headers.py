@@ -41,6 +41,9 @@ LOST = "the processes that read it died, one after another"
 MIN_TILE_BYTES = 1 << 20
 """Tiles of fewer bytes are taken whatever their size; beyond it twice their raw RGB is the most."""
 
+MAX_TILES = 1 << 23
+"""Tiles of all levels, 16 bytes each in memory: 64 px tiles of 180,000 x 180,000 px are so many."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
@@ -142,12 +145,20 @@ def _describe(row: Row, source: store.Source, overrides: Mapping[str, float]) ->
         pairs = zip(description.planes, tables, strict=True)
         planes = tuple(Plane(plane, *table) for plane, table in pairs)
     else:
+        _refuse_many(description.planes, slide)
         source.prefetch(list(_tables(description.planes)))
         planes = tuple(_load(plane, source, slide) for plane in description.planes)
     for loaded in planes:
         _refuse_large(loaded, slide)
     row |= {"mpp": resolution.mpp, "mpp_source": resolution.source}
     return planes
+
+
+def _refuse_many(planes: Sequence[vendor.Plane], slide: str) -> None:
+    """Levels can share one table in the file, and a table can be a hole in it."""
+    tiles = sum(plane.tiles for plane in planes)
+    if tiles > MAX_TILES:
+        raise errors.SlideError(f"{slide}: {tiles} tiles are not plausible")
 
 
 def _refuse_large(loaded: Plane, slide: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pathfm_cli import artifacts, disk, errors
+from pathfm_cli import artifacts, disk, errors, parquet
 from pathfm_cli.data import headers
 from pathfm_cli.wsi import tiles
 
@@ -42,7 +42,7 @@ class Journal:
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 table = tiles.TileTable.open(path.with_suffix(".safetensors"))
-                frame = pl.read_parquet(path)
+                frame = parquet.read(path)
             except (errors.InputError, pl.exceptions.PolarsError, OSError):
                 continue
             if frame.schema == headers.SCHEMA:

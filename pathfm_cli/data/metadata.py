@@ -9,12 +9,14 @@ from pathlib import Path
 
 import polars as pl
 
-from pathfm_cli import errors, kinds
+from pathfm_cli import errors, kinds, parquet
 
 KEYS = ("slide", "filename", "path")
 """Columns that may name the slide, in this order."""
 FILLED = ("stain",)
 """Columns of an index that a table may fill."""
+PACKED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x28\xb5\x2f\xfd")
+"""How gzip, zlib and zstd begin, which polars recognizes."""
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -31,9 +33,11 @@ def read(path: Path) -> pl.DataFrame:
         raise errors.InputError(f"{path} does not exist.", "name a .csv, .tsv or .parquet file")
     try:
         if suffix == ".parquet":
-            return pl.read_parquet(path)
+            return parquet.read(path)
+        refuse_packed(path)
         separator = "," if suffix == ".csv" else "\t"
-        frame = pl.read_csv(path, separator=separator, infer_schema_length=None)
+        with parquet.guard():
+            frame = pl.read_csv(path, separator=separator, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0].rstrip(".")
         raise errors.InputError(
@@ -43,6 +47,17 @@ def read(path: Path) -> pl.DataFrame:
         name = twice[0].rpartition("_duplicated_")[0]
         raise errors.UsageError(f"{path} has two columns {name}.", "keep one of them")
     return frame
+
+
+def refuse_packed(path: Path) -> None:
+    """Refuse a table of text that is compressed: polars would unpack it silently, to any size.
+
+    Raises:
+        errors.InputError: it is.
+    """
+    with path.open("rb") as file:
+        if file.read(4).startswith(PACKED):
+            raise errors.InputError(f"{path} is compressed.", "unpack it: gzip -dc, or zstd -dc")
 
 
 def check_columns(path: Path, columns: Sequence[str], allowed: Sequence[str]) -> None:

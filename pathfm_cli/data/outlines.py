@@ -26,6 +26,9 @@ SUFFIXES = (".geojson", ".json")
 MAX_FILE_BYTES = 256 << 20
 MAX_COORDINATE = 1e9
 """No slide is so wide; arithmetic on the squares of larger ones would overflow in the end."""
+MAX_OVERLAPS, OVERLAPS_PER_EDGE = 1_000_000, 20
+"""Pairs of edges near each other in an invalid area, and more for each edge: each may cross, and
+the repair of some million crossings takes a minute and gigabytes."""
 UNCLASSIFIED = ""
 
 _AREAS = ("Polygon", "MultiPolygon")
@@ -157,4 +160,22 @@ def _areas(path: Path, shape: Mapping[str, Any] | None) -> list[shapely.Geometry
         raise ValueError("a coordinate is not finite")
     if np.abs(coordinates).max(initial=0) > MAX_COORDINATE:
         raise errors.SlideError(f"{path} has a coordinate beyond {MAX_COORDINATE:g} pixels")
+    _refuse_tangled(path, area)
     return [polygons.multipolygon(area)]
+
+
+def _refuse_tangled(path: Path, area: shapely.Geometry) -> None:
+    """Only of invalid areas, which would be repaired."""
+    if area.is_valid:
+        return
+    corners, ring = shapely.get_coordinates(
+        shapely.get_rings(shapely.get_parts(area)), return_index=True
+    )
+    joined = ring[1:] == ring[:-1]
+    edges = shapely.linestrings(np.stack([corners[:-1], corners[1:]], axis=1)[joined])
+    tree = shapely.STRtree(edges)
+    overlaps, step = 0, 1 + (1 << 22) // (1 + len(edges))
+    for at in range(0, len(edges), step):
+        overlaps += tree.query(edges[at : at + step]).shape[1]
+        if overlaps > MAX_OVERLAPS + OVERLAPS_PER_EDGE * len(edges):
+            raise errors.SlideError(f"{path} has an outline that crosses itself without end")

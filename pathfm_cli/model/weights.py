@@ -27,6 +27,7 @@ from pathfm_cli.model import (
     foreign,
     hub,
     hub_names,
+    names,
     pooling,
     transform,
     vit,
@@ -34,9 +35,10 @@ from pathfm_cli.model import (
 )
 from pathfm_cli.model import device as devices
 
-FRESH = "random/"
 IMAGE_SIZE_PX = 224
 """Side of the input of the evaluation protocols (kaiko-eva: Resize(224), CenterCrop(224))."""
+MAX_TOKENS = 1 << 14
+"""Patch tokens of an image that a description may ask for: 2,048 px in patches of 16."""
 
 WAYS = "--model RUN_FOLDER, --model FILE --arch TIMM_NAME, --model TIMM_NAME or random/TIMM_NAME"
 
@@ -186,20 +188,6 @@ def load(
     )
 
 
-def check_name(name: str) -> None:
-    """See that `name` can be one of weights that others have published; nothing is asked for.
-
-    Raises:
-        errors.UsageError: it is neither the zoo's, nor timm's, nor a hub repository's.
-    """
-    hub.check_name(name)
-    if zoo.find(name):
-        return
-    if not vit.is_known(name) and (close := zoo.suggestion(name)):
-        raise errors.UsageError(f"There is no model {name!r}.", f"did you mean {close}?")
-    vit.check_known(name.removeprefix(FRESH))
-
-
 def on_input(module: nn.Module, info: export.Info) -> nn.Module:
     """Put what `info.input` says before an encoder, for pixels normalised by its mean and std."""
     if info.input == "density":
@@ -230,28 +218,21 @@ def _check_rule(loaded: _Loaded, info: export.Info, asked: str | None) -> int:
 def _load(spec: str, arch: str | None, seed: int) -> _Loaded:
     path = Path(spec)
     if path.is_dir() or files.is_exported(path):
-        _refuse_arch(arch, spec)
+        names.refuse_arch(arch, spec)
         return _run(path)
     if path.is_file():
         return _file(path, arch)
-    if spec.startswith(FRESH):
-        _refuse_arch(arch, spec)
-        return _fresh(spec.removeprefix(FRESH), seed)
+    if spec.startswith(names.FRESH):
+        names.refuse_arch(arch, spec)
+        return _fresh(spec.removeprefix(names.FRESH), seed)
     if path.suffix in files.SUFFIXES or spec.startswith((".", "/", "~")) or spec.endswith("/"):
         raise errors.InputError(f"{spec} does not exist.", WAYS)
-    _refuse_arch(arch, spec)
+    names.refuse_arch(arch, spec)
     if entry := zoo.find(spec):
         return _published(entry)
-    check_name(spec)
+    names.check(spec)
     module = hub.pretrained(spec)
     return _Loaded(module=module, name=spec, info=_timm_info(spec, module))
-
-
-def _refuse_arch(arch: str | None, spec: str) -> None:
-    if arch is not None:
-        raise errors.UsageError(
-            f"--arch {arch} is for checkpoint files; {spec} says itself what it is.", "leave it out"
-        )
 
 
 def _run(path: Path) -> _Loaded:
@@ -270,6 +251,13 @@ def _run(path: Path) -> _Loaded:
     except errors.UsageError as error:
         described = file.parent / export.MODEL
         raise errors.InputError(f"{described} describes no encoder: {error}") from error
+    tokens = (info.image_size_px // vit.patch_px(shape)) ** 2
+    if hasattr(shape, "patch_embed") and tokens > MAX_TOKENS:
+        raise errors.InputError(
+            f"{file.parent / export.MODEL} asks for {tokens} tokens an image, which is not "
+            "plausible.",
+            "pathfm writes model.json together with the weights: copy both",
+        )
     foreign.check_fit(state, shape.state_dict(), f"{file} does not fit its {export.MODEL}")
     if info.prefix_tokens != vit.prefix_tokens(shape):
         raise errors.InputError(
@@ -356,7 +344,7 @@ def _fresh(arch: str, seed: int) -> _Loaded:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = vit.build(arch)
-    return _Loaded(module=module, name=f"{FRESH}{arch}", info=_timm_info(arch, module))
+    return _Loaded(module=module, name=f"{names.FRESH}{arch}", info=_timm_info(arch, module))
 
 
 def _timm_info(arch: str, module: nn.Module) -> export.Info:

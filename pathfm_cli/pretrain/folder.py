@@ -85,6 +85,8 @@ def inspect(run: Path, header: artifacts.Header, *, overwrite: bool) -> dict[str
         raise errors.OutputClash(f"{run} exists and is no run of pathfm.", "another -o")
     if overwrite:
         return None
+    if strange := [name for name in _OWN if disk.is_special(run / name)]:
+        raise errors.OutputClash(f"{run / strange[0]} is no file.", hint)
     if (run / RESULT).exists():
         return artifacts.finished(run, header)
     old = _identity(run)
@@ -190,7 +192,7 @@ def _is_run(run: Path) -> bool:
 def _identity(run: Path) -> artifacts.Header | None:
     """What the folder says is being trained in it; None if it says nothing that can be read."""
     try:
-        document = json.loads((run / IDENTITY).read_text(encoding="utf-8"))
+        document = json.loads(disk.read(run / IDENTITY))
         return artifacts.Header(
             kind=document["kind"],
             parents=tuple(document["parents"]),

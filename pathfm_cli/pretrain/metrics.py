@@ -50,6 +50,8 @@ def table(source: Path, target: Path) -> list[dict[str, Any]]:
 def last_line(path: Path) -> dict[str, Any]:
     """The last complete line, empty if there is none; reads only the file's end."""
     try:
+        if disk.is_special(path):
+            return {}
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             tail = file.read().split(b"\n")[:-1]
@@ -83,7 +85,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a half-written last one is left out, an absent file has none."""
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8").split("\n")[:-1]
+    texts = disk.read(path).decode().split("\n")[:-1]
     return [json.loads(text) for text in texts if text.endswith("}")]
 
 

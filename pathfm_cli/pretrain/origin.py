@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pathfm_cli import artifacts, errors
-from pathfm_cli.model import export, files, foreign, vit, weights
+from pathfm_cli.model import export, files, foreign, names, vit, weights
 from pathfm_cli.pretrain import folder, layouts, recipe, sections, transplant
 
 log = logging.getLogger("pathfm.pretrain")
@@ -80,7 +80,7 @@ def check(settings: recipe.Recipe) -> None:
             "--init run1/, or a full checkpoint",
         )
     if init != SCRATCH:
-        weights.check_name(init)
+        names.check(init)
 
 
 def _check_anchor(path: Path) -> None:

@@ -28,7 +28,7 @@ def loss_curve(run: Path, picture: Path) -> None:
     except ImportError as error:
         raise errors.MissingExtra("The loss curve", "matplotlib", "plots") from error
     log = artifacts.resolve(run).with_name("metrics.jsonl")
-    if not log.exists():
+    if not log.is_file():
         raise errors.InputError(f"{log} does not exist.", "name the run's own folder")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, disk, errors
 from pathfm_cli.pretrain import folder
 from pathfm_cli.tasks import scores
 
@@ -154,7 +154,7 @@ def _run(path: Path, name: str) -> Run:
 def _identity(path: Path) -> artifacts.Header:
     file = path / folder.IDENTITY
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(disk.read(file))
         return artifacts.Header(
             kind="checkpoint",
             parents=tuple(map(str, document["parents"])),
@@ -169,9 +169,11 @@ def _identity(path: Path) -> artifacts.Header:
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Objects with a step, and how many lines are none; a half-written last line is no line."""
     try:
-        texts = path.read_bytes().split(b"\n")[:-1]
+        texts = disk.read(path).split(b"\n")[:-1]
     except FileNotFoundError:
         return [], 0
+    except OSError as error:
+        raise errors.InputError(f"{path} cannot be read: {error.strerror}.") from error
     found = []
     for text in texts:
         try:
@@ -185,7 +187,7 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _document(table: Path) -> dict[str, Any]:
     place = scores.place(table.parent if table.name == scores.place("x").table.name else table)
     try:
-        document = json.loads(place.document.read_text(encoding="utf-8"))
+        document = json.loads(disk.read(place.document))
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from pathfm_cli import page
+from pathfm_cli import disk, page
 from pathfm_cli.pretrain import folder
 from pathfm_cli.report import charts, inputs, tables
 
@@ -135,7 +135,7 @@ def _notes(run: inputs.Run) -> list[str]:
 def _picture(file: Path, title: str) -> str:
     """A JPEG that the run kept, if it is one."""
     try:
-        if file.stat().st_size > MAX_PICTURE_BYTES:
+        if disk.is_special(file) or file.stat().st_size > MAX_PICTURE_BYTES:
             return ""
         with Image.open(file, formats=["JPEG"]) as opened:
             width, height = opened.size
@@ -149,6 +149,8 @@ def _skipped(listing: Path) -> int:
     """Patches that were replaced, of all ranks."""
     count = 0
     for file in sorted(listing.glob("rank-*.jsonl")):
+        if disk.is_special(file):
+            continue
         with file.open("rb") as opened:
             count += opened.read(MAX_SKIPPED_BYTES).count(b"\n")
     return count

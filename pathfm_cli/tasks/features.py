@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import safetensors
 
-from pathfm_cli import artifacts, errors
+from pathfm_cli import artifacts, errors, parquet
 
 CHUNK_ROWS = 4096
 """Rows read at a time: 32 MB of float64 at K = 1024."""
@@ -196,8 +196,10 @@ def open_features(path: str | Path) -> Features:
 
 def _open_parquet(path: Path) -> Features:
     try:
-        schema = pl.read_parquet_schema(path)
-        own = "pathfm" in pl.read_parquet_metadata(path)
+        parquet.check(path)
+        with parquet.guard():
+            schema = pl.read_parquet_schema(path)
+        own = "pathfm" in parquet.metadata(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} is not a file of embeddings.", _FORMATS) from error
     header = artifacts.read_header(path, "embeddings") if own else None
@@ -261,9 +263,10 @@ def _describe(
     else:
         known = embedding.list.len()
     try:
-        table = scan.select(known.alias("_width"), usable.alias("usable"), *columns).collect(
-            engine="streaming"
-        )
+        with parquet.guard():
+            table = scan.select(known.alias("_width"), usable.alias("usable"), *columns).collect(
+                engine="streaming"
+            )
     except (pl.exceptions.PolarsError, OSError) as error:
         raise errors.InputError(f"{path} cannot be read: it is damaged.", _AGAIN) from error
     table = table.with_columns(pl.col("usable") & pl.col("_width").is_not_null())
@@ -282,7 +285,12 @@ def _parquet_blocks(path: Path, dtype: pl.Array, keep: Mask) -> Iterator[Array]:
     scan = pl.scan_parquet(path).select("embedding")
     start = 0
     try:
-        for batch in scan.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+        batches = scan.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True)
+        while True:
+            with parquet.guard():
+                batch = next(batches, None)
+            if batch is None:
+                return
             wanted = keep[start : start + batch.height]
             start += batch.height
             if not wanted.any():

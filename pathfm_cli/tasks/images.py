@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +16,7 @@ import polars as pl
 from PIL import Image as pillow
 from PIL import UnidentifiedImageError
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.data import metadata
 from pathfm_cli.tasks import source
 
@@ -25,9 +27,12 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test")
 """Folder names that are read as splits; any other first folder is a class."""
 MAX_IMAGE_PX = 64_000_000
 """Largest image that is decoded: 192 MB of RGB."""
+LARGE_PX = 16_000_000
+"""Larger images are decoded one after the other: for a moment each takes three times its RGB."""
 MAX_ASPECT = 16
 """Longest side in shortest sides; beyond it the resize would grow without bound."""
 
+_one_by_one = threading.Lock()
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "JPEG2000")
 _PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -77,10 +82,14 @@ def decode(path: str | Path) -> source.Image:
     Raises:
         errors.SlideError: missing, damaged, too large, or not of 8 bits a channel.
     """
+    if disk.is_special(path):
+        raise errors.SlideError("it is no file")
     try:
         with pillow.open(path, formats=_FORMATS) as image:
             _check_size(image.width, image.height)
-            return np.array(_rgb(image))
+            large = image.width * image.height > LARGE_PX
+            with _one_by_one if large else contextlib.nullcontext():
+                return np.array(_rgb(image))
     except errors.SlideError:
         raise
     except FileNotFoundError as error:
@@ -109,7 +118,7 @@ def _rgb(image: pillow.Image) -> pillow.Image:
         return pillow.alpha_composite(pillow.new("RGBA", over.size, "white"), over).convert("RGB")
     if image.mode not in _PLAIN:
         raise errors.SlideError(f"the image has the mode {image.mode}, not 8 bits a channel")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _folder(folder: Path) -> source.Source:

@@ -17,7 +17,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw
 from scipy import ndimage
 
-from pathfm_cli import errors
+from pathfm_cli import disk, errors
 from pathfm_cli.tasks import images, typemap
 
 MAX_CLASSES = 64
@@ -85,6 +85,8 @@ def raw(path: Path, meaning: str, size: Size) -> Map:
     """
     if not path.exists():
         raise errors.SlideError(f"the label map {path} does not exist")
+    if disk.is_special(path):
+        raise errors.SlideError(f"the label map {path} is no file")
     drawn: Callable[[Path, Size], Map] | None = _masks if path.is_dir() else None
     if path.suffix.lower() == ".xml":
         drawn = _outlines
@@ -145,7 +147,9 @@ def _array(path: Path) -> Map:
 def _masks(folder: Path, size: Size) -> Map:
     """DSB 2018: one picture an object, anything but 0 is the object; by name, later ones on top."""
     numbers = np.zeros(size, dtype=np.int64)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png")
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.is_file()
+    )
     if not files:
         raise errors.SlideError(f"the folder {folder} holds no .png masks")
     for number, file in enumerate(files, start=1):

@@ -15,9 +15,12 @@ import simplejpeg
 
 MAX_TILE_PIXELS = 1 << 24
 """Largest tile that is decoded: 4096 x 4096."""
+MAX_SCANS = 100
+"""Scans of a JPEG, each of which goes over the whole image; progressive encoders write ten."""
 
 _SOI = b"\xff\xd8"
 _EOI = b"\xff\xd9"
+_SOS = b"\xff\xda"
 # A JFIF marker makes libjpeg read YCbCr, an Adobe marker with transform 0 makes it read RGB; the
 # TIFF photometric, not the tile, says which it is.
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -39,7 +42,7 @@ def jpeg_prefix(codec: str, tables: bytes) -> bytes:
     if not tables:
         return _SOI + marker
     body = tables.rstrip(b"\0")
-    if not body.startswith(_SOI) or not body.endswith(_EOI):
+    if not body.startswith(_SOI) or not body.endswith(_EOI) or body.count(_SOS) > MAX_SCANS:
         raise ValueError("damaged JPEGTables")
     return _SOI + marker + body[2:-2]
 
@@ -53,6 +56,31 @@ def says_rgb(data: bytes) -> bool:
         if data[at + 1] == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
             return body[11] == 0
         at += 2 + length
+    return False
+
+
+def refuse_scans(data: bytes) -> None:
+    """Refuse a JPEG of more than `MAX_SCANS` scans, before it is decoded.
+
+    Raises:
+        ValueError: it is one.
+    """
+    # Within the data of a scan this pair of bytes does not occur. To look for it takes a tenth of
+    # the time of the decoder, and most tiles say in their head that they have one scan.
+    if not _one_scan(data) and (scans := data.count(_SOS)) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans")
+
+
+def _one_scan(data: bytes) -> bool:
+    """Whether a JPEG is sequential and has all components in its first scan; others are ignored."""
+    at, parts = 2, 0
+    while data[at : at + 1] == b"\xff" and at + 10 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return data[at + 4] == parts
+        if marker in (0xC0, 0xC1):
+            parts = data[at + 9]
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
     return False
 
 
@@ -103,6 +131,7 @@ def _jpeg(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if data[:2] != _SOI:
         raise ValueError("no JPEG data")
+    refuse_scans(data)
     start = 2
     while data[start : start + 2] in _COLOUR_MARKERS:
         start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
@@ -122,7 +151,8 @@ def _jp2k(data: bytes, codec: str, width: int, height: int) -> np.ndarray[Any, n
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     (components,) = struct.unpack_from(">H", data, start + 40)
     _check((bottom - top, right - left, components), width, height)
-    pixels = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    # From there on: boxes before it could hold one codestream for this check, another to decode.
+    pixels = imagecodecs.jpeg2k_decode(data[start:], numthreads=1)
     _check(pixels.shape, width, height)
     if pixels.dtype != np.uint8:
         raise ValueError(f"samples are {pixels.dtype}, not uint8")

@@ -19,8 +19,11 @@ from pathfm_cli import errors
 from pathfm_cli.wsi import ahead, codecs, mpp, series, store, vendor
 
 MAX_FRAMES = 1 << 24
+"""Tiles of all levels."""
 MAX_ELEMENT_BYTES = 256 << 20
 """Larger values of a header are not read."""
+MAX_ITEMS = 1 << 21
+"""Items of sequences in a header, 600 B each in memory; a sparse level has some four a frame."""
 JPEG_HEAD_BYTES = 4096
 """Where the markers of a tile are looked for."""
 CHECKED_FRAMES = 16
@@ -32,6 +35,7 @@ _RAW = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _JPEG = ("1.2.840.10008.1.2.4.50",)
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _ITEM = b"\xfe\xff\x00\xe0"
+_ITEM_BIG_ENDIAN = b"\xff\xfe\xe0\x00"
 _UNDEFINED = 0xFFFFFFFF
 _AUXILIARY = {"LABEL", "OVERVIEW", "THUMBNAIL"}
 
@@ -104,9 +108,12 @@ def _describe(instances: Sequence[_Instance], name: str) -> tuple[vendor.Descrip
     if not volumes:
         raise errors.SlideError(f"{name}: a DICOM series without a slide image (VOLUME)")
     volumes.sort(key=lambda one: -int(one.header.TotalPixelMatrixColumns))
-    planes, tables = [], []
+    planes, tables, frames = [], [], 0
     for one in volumes:
         plane = _plane(one.header, name)
+        frames += plane.tiles
+        if frames > MAX_FRAMES:
+            raise errors.SlideError(f"{name}: {frames} tiles are not plausible")
         tables.append(_table(one, plane, name))
         planes.append(_coloured(plane, one, tables[-1]))
     _check_pyramid(planes, name)
@@ -121,7 +128,7 @@ class _File(io.RawIOBase):
 
     def __init__(self, source: store.Source) -> None:
         self._source = source
-        self._at = 0
+        self._at = self._items = 0
         self.name = source.uri
 
     def readable(self) -> bool:
@@ -140,9 +147,17 @@ class _File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._source.size - self._at))
-        buffer[:count] = self._source.read(self._at, count)
+        data = self._source.read(self._at, count)
+        self._items += data.count(_ITEM) + data.count(_ITEM_BIG_ENDIAN)
+        if self._items > MAX_ITEMS:
+            raise errors.SlideError(f"{self.name}: more than {MAX_ITEMS} items are not plausible")
+        buffer[:count] = data
         self._at += count
         return count
+
+    def readall(self) -> bytes:
+        """Refused: pydicom reads all at once only to inflate a deflated header, to any size."""
+        raise errors.SlideError(f"{self.name}: a deflated DICOM file")
 
 
 def _read(part: series.Part, name: str) -> _Instance:
@@ -155,6 +170,9 @@ def _read(part: series.Part, name: str) -> _Instance:
     except errors.SlideError:
         raise
     except Exception as error:
+        # pydicom takes what its file raises for the end of it.
+        if isinstance(error.__context__, errors.SlideError):
+            raise error.__context__ from error
         # Whatever a damaged header makes of the parser, it is this file that cannot be read.
         raise _damaged(part.uri, name, error) from error
     return _Instance(part, source, header, file.tell())
@@ -193,10 +211,7 @@ def _plane(header: Any, name: str) -> vendor.Plane:
         raise errors.SlideError(f"{name}: tiles of {tile_width}x{tile_height} px are not plausible")
     codec = _codec(header, name)
     prefix = codecs.jpeg_prefix(codec, b"") if codec.startswith("jpeg") else b""
-    plane = vendor.Plane(width, height, tile_width, tile_height, codec, prefix, None)
-    if plane.tiles > MAX_FRAMES:
-        raise errors.SlideError(f"{name}: {plane.tiles} tiles are not plausible")
-    return plane
+    return vendor.Plane(width, height, tile_width, tile_height, codec, prefix, None)
 
 
 def _codec(header: Any, name: str) -> str:

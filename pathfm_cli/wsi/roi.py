@@ -74,6 +74,8 @@ def decode_region(
             tile nor `out`; `out` may then be partly written.
     """
     _check(codec, width, height, (x, y, w, h), out, scale)
+    if codec.startswith("jpeg"):
+        codecs.refuse_scans(data)
     if AVAILABLE and codec.startswith("jpeg") and _complete(data):
         body = memoryview(data)[_body(data) :]
         if _roi.decode(prefix, body, width, height, x, y, out, scale):

@@ -26,6 +26,7 @@ SCHEMA = "pathfm.tiles/1"
 BLOCK = 64
 """Tiles between two checkpoints."""
 MAX_HEADER_BYTES = 1 << 20
+"""The JSON of a table names four tensors and takes some hundred bytes."""
 MISSING = np.uint64(0)
 
 Array = np.ndarray[Any, Any]
@@ -182,6 +183,8 @@ class TileTable:
         path = Path(path)
         hint = "make it again: pathfm index ... --overwrite"
         try:
+            if not path.is_file():
+                raise OSError("no file")  # a named pipe would be waited for
             # A plain array: slices of np.memmap cost five times as much.
             mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
             identity, tensors = _parse(mapped)

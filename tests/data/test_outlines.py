@@ -160,3 +160,22 @@ def test_heights_are_dropped(write) -> None:
 def test_glass_and_its_kin_are_no_tissue(write) -> None:
     for name in ("Ignore*", "Background", "Artefact", "Artifact", "Pen", "Glass"):
         assert outlines.read(write(collection(square(0, 4), square(0, 2, name)))).area == 12
+
+
+def test_a_tangle_is_refused_before_its_repair(write) -> None:
+    """1,500 random corners cross each other half a million times; 60 are repaired as ever."""
+    corners = np.random.default_rng(0).integers(0, 10_000, (1500, 2)).tolist()
+    tangle = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+    with pytest.raises(errors.SlideError, match="crosses itself without end"):
+        outlines.read(write(json.dumps(tangle)))
+    few = {"type": "Polygon", "coordinates": [[*corners[:60], corners[0]]]}
+    assert outlines.read(write(json.dumps(few))).area > 1e6
+
+
+def test_a_long_outline_that_crosses_itself_once_is_repaired(write) -> None:
+    turn = np.linspace(0, 2 * np.pi, 100_000)
+    corners = np.stack([1e4 + 9e3 * np.cos(turn), 1e4 + 9e3 * np.sin(turn)], 1).tolist()
+    corners[500], corners[501] = corners[501], corners[500]
+    circle = {"type": "Polygon", "coordinates": [[*corners[:-1], corners[0]]]}
+    area = outlines.read(write(json.dumps(circle))).area
+    assert area == pytest.approx(np.pi * 9e3**2, rel=1e-4)

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,19 @@ def test_cut_and_missing_files_and_deep_pixels_are_errors(tmp_path: Path) -> Non
     for name, message in cases.items():
         with pytest.raises(errors.SlideError, match=message):
             images.decode(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux measures the peak")
+def test_large_images_take_turns(tmp_path: Path) -> None:
+    """Four of 60 MB, by four threads: each decode takes 200 MB, and its result stays."""
+    Image.new("RGB", (5000, 4000)).save(tmp_path / "a.png")
+
+    def memory_mb() -> int:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        images.decode(tmp_path / "a.png")
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory_mb()
+        list(pool.map(images.decode, [tmp_path / "a.png"] * 4))
+    assert memory_mb() - before < 480

@@ -50,6 +50,7 @@ FILES: dict[str, Callable[[], badfiles.Make]] = {
     "empty-zip": lambda: zipped({}),
     "zip-without-pickle": lambda: zipped(VERSION),
     "zip-noise": lambda: zipped(VERSION | {"bad/data.pkl": bytes(range(256))}),
+    "zip-inflated": lambda: zipped(VERSION | {"bad/data.pkl": bytes(1 << 16)}, packed=True),
     "zip-bomb": lambda: zipped(VERSION | {"bad/data.pkl": bytes(64 << 20)}, packed=True),
     "tar": lambda: raw(b"data" + bytes(253) + b"ustar\x0000" + bytes(240), ".pth"),
     **{
@@ -101,6 +102,8 @@ def test_hostile_file(name: str, good: Good, tmp_path: Path) -> None:
     told = refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad|gone")
     if any(word in name for word in ("bare", "inside", "zipped", "saved", "eval", "open")):
         assert "without running" in told and "safetensors" in told
+    if name in ("zip-inflated", "zip-bomb"):
+        assert "is compressed" in told
     assert not (tmp_path / "ran").exists()
 
 
@@ -125,6 +128,10 @@ INFOS: dict[str, Any] = {
     "folder": {"arch": "local-dir:/etc"},
     "kwargs-list": {"kwargs": [1]},
     "unknown-argument": {"kwargs": {"colour": 1}},
+    "checkpoint-path": {"kwargs": {"checkpoint_path": "/etc/passwd"}},
+    "overlay": {"kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x"}}},
+    "pretrained": {"kwargs": {"pretrained": True}},
+    "pretrained-cfg": {"kwargs": {"pretrained_cfg": {"url": "https://example.org/x"}}},
     "wide": {"kwargs": {"embed_dim": 1 << 40}},
     "wider-than-the-file": {"kwargs": {"embed_dim": 1 << 14}},
     "deep-network": {"kwargs": {"depth": 1 << 15}},
@@ -132,6 +139,8 @@ INFOS: dict[str, Any] = {
     "no-patch": {"kwargs": {"patch_size": 0}},
     "nested": {"kwargs": {"a": {"b": 1}}},
     "image-huge": {"image_size_px": 1 << 40},
+    "image-large": {"kwargs": {"dynamic_img_size": True}, "image_size_px": 2064},
+    "tokens": {"kwargs": {"patch_size": 4}, "image_size_px": 516},
     "image-zero": {"image_size_px": 0},
     "mean-short": {"mean": [0.5]},
     "mean-nan": {"mean": [0.5, float("nan"), 0.5]},
@@ -144,6 +153,15 @@ INFOS: dict[str, Any] = {
 }
 
 
+TOLD = {
+    "checkpoint-path": "it sets checkpoint_path",
+    "overlay": "it sets pretrained_cfg_overlay",
+    "image-large": "image_size_px is 2064",
+    "tokens": "asks for 16641 tokens",
+}
+"""Descriptions that would be refused later for another reason: by then it is too late."""
+
+
 @pytest.mark.parametrize("name", INFOS)
 def test_hostile_description(name: str, good: Good, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
@@ -154,7 +172,9 @@ def test_hostile_description(name: str, good: Good, tmp_path: Path) -> None:
     data = text if isinstance(text, bytes) else text.encode()
     (folder / "model.json").write_bytes(data)
     how = ["--model", folder, "-o", "e.parquet"]
-    refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad")
+    told = refused(tmp_path, "embed", good.patches, *how, codes=(3,), words="bad")
+    if name in TOLD:
+        assert TOLD[name] in told
 
 
 ARGUMENTS: dict[str, Any] = {

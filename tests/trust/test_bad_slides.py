@@ -54,6 +54,32 @@ def sparse(folder: Path) -> Path:
     return path
 
 
+def fat(folder: Path) -> Path:
+    """A tile of 64 x 64 px that claims a byte more than 1 MB."""
+    path = badfiles.raw_slide(t325=(4, 1, (1 << 20) + 1))(folder)
+    os.truncate(path, 2 << 20)
+    return path
+
+
+def shared_tables(folder: Path) -> Path:
+    """Ten levels of 1x1 tiles, 15 million in all, whose tables are one hole in the file."""
+    first, levels, size = 8, 10, 2 + 13 * 12 + 4
+    table = first + levels * size
+    data = b""
+    for level in range(levels):
+        width, height = 2048 - 16 * level, 1024 - 8 * level
+        count = width * height
+        tags = badfiles.slide_tags() | {256: (4, 1, width), 257: (4, 1, height)}
+        tags |= {322: (4, 1, 1), 323: (4, 1, 1), 324: (4, count, table), 325: (4, count, table)}
+        data += struct.pack("<H", len(tags))
+        data += b"".join(struct.pack("<HHII", tag, *tags[tag]) for tag in sorted(tags))
+        assert len(data) == level * size + size - 4
+        data += struct.pack("<I", first + (level + 1) * size if level + 1 < levels else 0)
+    path = badfiles.raw(b"II*\0" + struct.pack("<I", first) + data, ".tif")(folder)
+    os.truncate(path, table + 4 * 2048 * 1024)
+    return path
+
+
 def sparse_long(folder: Path) -> Path:
     """A tile of more than 4 GiB, whose count is 8 bytes wide."""
     path = badfiles.raw_slide(t325=(16, 1, 178))(folder)
@@ -87,7 +113,7 @@ HEADERS: dict[str, tuple[badfiles.Make, str]] = {
     "strips": (badfiles.raw(strips(), ".tif"), "strips"),
     "no-width": (badfiles.raw_slide(t256=(4, 1, 0)), "not plausible"),
     "wide": (badfiles.raw_slide(t256=(4, 1, 0xFFFFFFFF)), "not plausible"),
-    "many-tiles": (badfiles.raw_slide(t256=(4, 1, 1 << 24), t257=(4, 1, 1 << 24)), "lists 1 tiles"),
+    "many-tiles": (badfiles.raw_slide(t256=(4, 1, 1 << 24), t257=(4, 1, 1 << 24)), "not plausible"),
     "claimed-tiles": (
         badfiles.raw_slide(t324=(4, 0x7FFFFFFF, 8)),
         "lists 2147483647 tiles",
@@ -97,6 +123,8 @@ HEADERS: dict[str, tuple[badfiles.Make, str]] = {
     "tile-beyond": (badfiles.raw_slide(t324=(4, 1, 0xFFFFFF00)), "beyond the end"),
     "tile-longer": (badfiles.raw_slide(t325=(4, 1, 0xFFFFFF00)), "beyond the end"),
     "sparse": (sparse, "claims 3221225472 bytes"),
+    "fat": (fat, "claims 1048577 bytes"),
+    "shared-tables": (shared_tables, "tiles are not plausible"),
     "sparse-long": (sparse_long, "claims 5368709120 bytes"),
     "float-offsets": (badfiles.raw_slide(t324=(11, 1, 8)), "type 11"),
     "fluorescence": (badfiles.raw_slide(t277=(3, 1, 1), t262=(3, 1, 1)), "fluorescence"),

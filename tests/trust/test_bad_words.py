@@ -1,10 +1,13 @@
 """Bad tables, manifests, pipes, recipes, features and outputs: one sentence, and no file."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import badfiles
+import imagecodecs
 import numpy as np
 import polars as pl
 import pytest
@@ -45,6 +48,25 @@ def test_table_of_slides(name: str, tmp_path: Path) -> None:
         tmp_path, "index", "list.csv", "-o", "s.parquet", codes=(code, 2, 3), words=words
     )
     assert "SECRET" not in told
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, imagecodecs.zstd_encode])
+@pytest.mark.parametrize("option", ["", "--metadata", "--gdc-manifest"])
+def test_packed_table(pack: Callable[[bytes], bytes], option: str, tmp_path: Path) -> None:
+    """polars would unpack it silently, to any size."""
+    (tmp_path / "x.csv").write_bytes(pack(b"path,slide\na.svs,a\n"))
+    arguments = ["index", *(["a.svs"] if option == "--metadata" else []), *filter(None, [option])]
+    refused(tmp_path, *arguments, "x.csv", "-o", "s.parquet", codes=(3,), words="is compressed")
+
+
+def test_parquet_that_would_end_the_process(tmp_path: Path) -> None:
+    """Its page claims -2 values, for which polars would reserve 2 exabytes."""
+    frame = pl.DataFrame({"path": ["a.svs"]})
+    frame.write_parquet(tmp_path / "x.parquet", compression="uncompressed", statistics=False)
+    data = (tmp_path / "x.parquet").read_bytes()
+    first = data.index(b"\x15\x02", 4)  # the first count of 1: of the dictionary or the data page
+    (tmp_path / "x.parquet").write_bytes(data[: first + 1] + b"\x03" + data[first + 2 :])
+    refused(tmp_path, "index", "x.parquet", "-o", "s.parquet", codes=(3,), words="it is damaged")
 
 
 def test_a_link_that_leads_out_of_the_root_is_refused(good: Good, tmp_path: Path) -> None:

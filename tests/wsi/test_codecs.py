@@ -1,6 +1,11 @@
 """Each codec against another decoder, or against the pixels that went in."""
 
 import io
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -9,7 +14,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
-from pathfm_cli.wsi import codecs, tiff
+from pathfm_cli.wsi import codecs, roi, tiff
 
 RNG = np.random.default_rng(0)
 COARSE = np.kron(RNG.integers(0, 255, (8, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
@@ -178,3 +183,67 @@ def test_too_large_a_tile_and_an_unknown_codec() -> None:
         codecs.decode(b"", "raw", b"", 4097, 4096)
     with pytest.raises(ValueError, match="unknown codec"):
         codecs.decode(b"", "jpegxl"[3:], b"", 8, 8)
+
+
+FLAT = np.full((4096, 6144, 3), 128, np.uint8)
+"""72 MB of one grey."""
+
+
+def boxed(pixels: np.ndarray) -> bytes:
+    """A JP2 whose box of free space holds the head of another codestream, of 64 x 64 px."""
+    data = imagecodecs.jpeg2k_encode(pixels, level=1, codecformat="jp2")
+    head = b"\xff\x4f\xff\x51" + struct.pack(">HH8I", 47, 0, 64, 64, 0, 0, 64, 64, 0, 0)
+    head += struct.pack(">H", 3) + b"\7\1\1" * 3
+    first = 12 + int.from_bytes(data[12:16], "big")
+    return data[:first] + struct.pack(">I4s", 8 + len(head), b"free") + head + data[first:]
+
+
+BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "lzw": ("lzw", lambda: imagecodecs.lzw_encode(bytes(72 << 20))),
+    "deflate": ("deflate", lambda: zlib.compress(bytes(72 << 20))),
+    "webp": ("webp", lambda: imagecodecs.webp_encode(FLAT, level=1)),
+    "jpeg": ("jpeg-rgb", lambda: simplejpeg.encode_jpeg(FLAT, 10)),
+    "j2k": ("jp2k-rgb", lambda: imagecodecs.jpeg2k_encode(FLAT, level=1, codecformat="j2k")),
+    "jp2-two": ("jp2k-rgb", lambda: boxed(FLAT)),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux measures the peak")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_takes_no_memory(name: str) -> None:
+    codec, make = BOMBS[name]
+    data = make()
+    before = memory_mb(reset=True)
+    prefix = codecs.jpeg_prefix(codec, b"") if codec.startswith("jpeg") else b""
+    with pytest.raises(ValueError):
+        codecs.decode(data, codec, prefix, 64, 64)
+    assert memory_mb() - before < 24
+
+
+def memory_mb(*, reset: bool = False) -> float:
+    """The most memory this process has held since it was last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def test_a_boxed_codestream_is_read() -> None:
+    data = imagecodecs.jpeg2k_encode(COARSE, codecformat="jp2", reversible=True)
+    np.testing.assert_array_equal(codecs.decode(data, "jp2k-rgb", b"", 128, 64), COARSE)
+
+
+def test_scans_without_end() -> None:
+    """Each scan of 10 bytes would take as long as the image."""
+    good = io.BytesIO()
+    Image.fromarray(COARSE).save(good, "JPEG", progressive=True)
+    prefix = codecs.jpeg_prefix("jpeg-ycbcr", b"")
+    assert codecs.decode(good.getvalue(), "jpeg-ycbcr", prefix, 128, 64).shape == (64, 128, 3)
+    last = good.getvalue().rindex(b"\xff\xda")
+    data = good.getvalue()[:-2] + 100 * good.getvalue()[last:-2] + b"\xff\xd9"
+    with pytest.raises(ValueError, match="a JPEG of 110 scans"):
+        codecs.decode(data, "jpeg-ycbcr", prefix, 128, 64)
+    out = np.empty((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="a JPEG of 110 scans"):
+        roi.decode_region(data, "jpeg-ycbcr", prefix, 128, 64, 0, 0, 8, 8, out)

@@ -1,7 +1,10 @@
 """DICOM slides: real files against openslide, and written ones whose tiles are known."""
 
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +17,10 @@ import simplejpeg
 
 from pathfm_cli import errors
 from pathfm_cli.data import cohort, index
-from pathfm_cli.wsi import remote, series, store
+from pathfm_cli.wsi import dicom, remote, series, store
 
 pydicom = pytest.importorskip("pydicom")
-from pydicom import dataset, encaps, uid  # noqa: E402
+from pydicom import dataset, encaps, filewriter, uid  # noqa: E402
 
 WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
 TILE = 64
@@ -289,6 +292,55 @@ def test_mutated_headers_are_errors_or_read_in_bounds(tmp_path: Path) -> None:
             except errors.SlideError:
                 continue
     assert 0 < read < 150
+
+
+def bomb(folder: Path, syntax: str, body: bytes) -> None:
+    """A file that is only its meta information and these bytes."""
+    meta = dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, WSI
+    meta.MediaStorageSOPInstanceUID = "1.2"
+    with (folder / "x.dcm").open("wb") as file:
+        file.write(bytes(128) + b"DICM")
+        filewriter.write_file_meta_info(file, meta)
+        file.write(body)
+
+
+@pytest.mark.parametrize("items", [b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0"])
+def test_items_without_end(tmp_path: Path, items: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom, "MAX_ITEMS", 9999)
+    head = b"\x08\0\x40\x11\xff\xff\xff\xff"
+    bomb(tmp_path, uid.ImplicitVRLittleEndian, head + 20_000 * (items + bytes(4)))
+    assert "more than 9999 items are not plausible" in error(tmp_path, tmp_path / "s.parquet")
+
+
+def test_a_deflated_header_is_never_inflated(tmp_path: Path) -> None:
+    """64 MB of zeros in 64 kB; memory is measured where Python allocates it."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    head = struct.pack("<HH2sHI", 8, 5, b"OB", 0, 0xF0000000)
+    body = packer.compress(head + bytes(64 << 20)) + packer.flush()
+    bomb(tmp_path, uid.DeflatedExplicitVRLittleEndian, body)
+    with pytest.raises(errors.SlideError, match="a deflated DICOM file"):
+        dicom.describe(series.Series.open(f"{tmp_path}/"), "x")
+    tracemalloc.start()
+    with pytest.raises(errors.SlideError):
+        dicom.headers(series.Series.open(f"{tmp_path}/"), "x")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "MAX_FILES", 2)
+    for name in "abc":
+        (tmp_path / f"{name}.dcm").touch()
+    with pytest.raises(errors.SlideError, match="holds more than 2 .dcm files"):
+        series.Series.open(f"{tmp_path}/")
+
+
+def test_too_many_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom, "MAX_FRAMES", 3)
+    write(tmp_path / "0.dcm", tissue(128, 128))
+    assert "4 tiles are not plausible" in error(tmp_path, tmp_path / "s.parquet")
 
 
 def test_a_series_reads_across_its_files(tmp_path: Path) -> None:

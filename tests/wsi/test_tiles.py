@@ -148,6 +148,21 @@ def test_damaged_files(tmp_path: Path) -> None:
         tiles.TileTable.open(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.parametrize(("size", "good"), [(1 << 20, True), ((1 << 20) + 8, False)])
+def test_a_header_is_at_most_a_megabyte(tmp_path: Path, size: int, good: bool) -> None:
+    """Spaces after the JSON are allowed: it is the same table."""
+    path = tmp_path / "t.safetensors"
+    table_of(path, ([100], [10], b""))
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    path.write_bytes(size.to_bytes(8, "little") + data[8:end].ljust(size) + data[end:])
+    if good:
+        assert tiles.TileTable.open(path).id == "0123456789ab"
+    else:
+        with pytest.raises(errors.InputError, match="no tile table"):
+            tiles.TileTable.open(path)
+
+
 def test_a_tile_of_4_gib() -> None:
     with pytest.raises(ValueError, match="4 GiB"):
         tiles.Writer().add(np.array([0]), np.array([1 << 32]), b"")
