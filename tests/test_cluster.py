@@ -18,8 +18,6 @@ import pytest
 from processes import pathfm
 
 from pathfm_cli import artifacts, cluster, errors
-from pathfm_cli.data import sample
-from pathfm_cli.tasks import embed
 
 pytest.importorskip("distributed")
 
@@ -87,6 +85,10 @@ def assert_equal(one: Path, other: Path) -> None:
 def test_two_workers_write_the_artifacts_of_one_process(
     few: Path, plain: Path, tmp_path: Path
 ) -> None:
+    # Not above: workers import this file, and are started often.
+    from pathfm_cli.data import sample
+    from pathfm_cli.tasks import embed
+
     spread = chain(tmp_path / "spread", few, "--dask", "local:2")
     assert_equal(plain, spread)
     rows = pl.read_parquet(spread / "s.parquet")
@@ -135,7 +137,12 @@ def deadly(piece: int) -> int:
 
 
 def test_a_piece_that_kills_every_worker_is_given_up() -> None:
-    with cluster.spread("local:1") as spread:
+    import dask
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        cluster.spread("local:1") as spread,
+    ):
         assert spread is not None
         assert list(spread.map(deadly, range(3), lambda piece: -piece)) == [0, -1, 2]
 
