@@ -31,6 +31,9 @@ AHEAD = 4
 """Parcels under way for each thread of the workers."""
 KNOWN_S = 1.0
 """How long the number of threads is taken to be what it was: asking costs a round trip."""
+SETTLE_S = 0.5
+"""How long a new worker waits before its first parcel: Dask's nanny, who asks every 0.05 s whether
+a worker is up, never starts one again that dies before it has been seen."""
 LOCAL = "local:"
 _SCHEDULER = re.compile(r"(tcp|tls)://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.IGNORECASE)
 """TCP has no users and no passwords: an address that holds some is none."""
@@ -292,7 +295,14 @@ def _same(shared: Any) -> Any:
 
 
 def _apply(shared: _Shared[T, R], parcel: Sequence[T]) -> list[R]:
+    _settle()
     return [shared.work(piece) for piece in parcel]
+
+
+@functools.cache
+def _settle() -> None:
+    """Wait, once in a process."""
+    time.sleep(SETTLE_S)
 
 
 def _versions(client: Any) -> set[str]:
