@@ -156,16 +156,19 @@ def read_table(path: str | os.PathLike[str], *kinds: str) -> Table:
     """
     header, metadata = _peek(Path(path))
     _expect(path, header, kinds)
-    prefix = "pathfm.table."
     try:
         frame = parquet.read(Path(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
+    prefix = "pathfm.table."
+    try:
         attached = {
             key.removeprefix(prefix): parquet.read(base64.b64decode(value))
             for key, value in metadata.items()
             if key.startswith(prefix)
         }
     except (ValueError, pl.exceptions.PolarsError, OSError) as error:
-        raise errors.InputError(f"{path} cannot be read: {errors.first_line(error)}.") from error
+        raise errors.InputError(f"{path} has a damaged table in its metadata.") from error
     columns.check(path, frame, KINDS[header.kind])
     for table in (frame, *attached.values()):
         columns.refuse_secrets(path, table)
