@@ -9,10 +9,10 @@ that reaches its end must have the reference's weights, bit for bit; then anothe
 Meanwhile open files, threads, processes and memory of the whole tree are sampled, and afterwards no
 process may be left.
 
-Growth is told as the median peak of the last third of all lives against that of the first third,
+Growth is told as the median of the last third of all lives against that of the first third,
 each sampled once it had trained for a while; a leak within a life shows as `rss_slope_mb_per_min`
 of one that is left in peace for a third of the time. Other weights, an exit code that is not
-documented, a process left over, and (from 10 minutes on) growth above `MOST` end in exit 1.
+documented, a process left over, and (from 25 minutes on) growth above `MOST` end in exit 1.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MOST = {
     "rss_mb_slope_per_min": 1.0,
 }
 """What is no growth: a tenth between lives, half a thing or 1 MB a minute within one."""
-JUDGED_MIN = 10.0
+JUDGED_MIN = 25.0
 SETTLED_S = 2.0
 """A life is sampled from so long after its first new step on."""
 
@@ -208,13 +208,14 @@ def same(one: Path, other: Path) -> bool:
 
 
 def growth(lives: list[Life], readers: int, name: str) -> float:
-    """Median peak of the last third of the lives over that of the first third.
+    """Median of the last third of the lives over that of the first third.
 
-    Of lives with a thread that reads it is judged. Reading processes end when the last batch is
-    read, so that the peaks of theirs depend on the moment.
+    Of a life its own median counts: its peak may have met a child between fork and exec, which for
+    that moment has all of its parent's files. Lives with a thread that reads are judged: reading
+    processes end when the last batch is read, so that what is there depends on the moment.
     """
     each = [
-        max(sample[name] for sample in life.samples)
+        statistics.median(sample[name] for sample in life.samples)
         for life in lives
         if life.readers == readers and len(life.samples) > 2
     ]
