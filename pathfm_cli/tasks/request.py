@@ -163,7 +163,8 @@ def open_named(
 
 def plan(data: source.Source, spec: str, out: str | os.PathLike[str]) -> dict[str, Any]:
     """What `embed` would do; loads no encoder and reads no pixels."""
-    slides = data.rows["slide"].drop_nulls().n_unique()
+    known = "slide" in data.rows.columns
+    slides = data.rows["slide"].drop_nulls().n_unique() if known else 0
     return {
         data.what: data.rows.height,
         **({"slides": slides} if slides else {}),

@@ -214,15 +214,18 @@ def test_cut_and_missing_files_and_deep_pixels_are_errors(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux measures the peak")
 def test_large_images_take_turns(tmp_path: Path) -> None:
-    """Four of 60 MB, by four threads: each decode takes 200 MB, and its result stays."""
+    """Eight of 60 MB, by eight threads: each decode takes 200 MB, and its result stays.
+
+    In turn that was 870 to 900 MB, at once 1,250 to 1,370.
+    """
     Image.new("RGB", (5000, 4000)).save(tmp_path / "a.png")
 
     def memory_mb() -> int:
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 
-    with futures.ThreadPoolExecutor(4) as pool:
+    with futures.ThreadPoolExecutor(8) as pool:
         images.decode(tmp_path / "a.png")
         Path("/proc/self/clear_refs").write_text("5")
         before = memory_mb()
-        list(pool.map(images.decode, [tmp_path / "a.png"] * 4))
-    assert memory_mb() - before < 480
+        list(pool.map(images.decode, [tmp_path / "a.png"] * 8))
+    assert memory_mb() - before < 1080
