@@ -60,11 +60,13 @@ READERS = (0, 2)
 ENDS = {"left": {0}, "SIGKILL": {0, -9}, "SIGTERM": {0, 75}}
 """Exit codes of lives by what was sent; SIGTERM while Python ends a finished run: -15."""
 MOST = {
-    **{f"{name}_growth": 1.1 for name in ("files", "threads", "processes", "rss_mb")},
     **{f"{name}_slope_per_min": 0.5 for name in ("files", "threads", "processes")},
     "rss_mb_slope_per_min": 1.0,
 }
-"""What is no growth: a tenth between lives, half a thing or 1 MB a minute within one."""
+"""What is no growth within a life: half a thing, or 1 MB, a minute.
+
+Between lives nothing can grow but what is left over, which ends the soak at once.
+"""
 JUDGED_MIN = 25.0
 SETTLED_S = 2.0
 """A life is sampled from so long after its first new step on."""
@@ -211,8 +213,8 @@ def growth(lives: list[Life], readers: int, name: str) -> float:
     """Median of the last third of the lives over that of the first third.
 
     Of a life its own median counts: its peak may have met a child between fork and exec, which for
-    that moment has all of its parent's files. Lives with a thread that reads are judged: reading
-    processes end when the last batch is read, so that what is there depends on the moment.
+    that moment has all of its parent's files. Told, not judged: reading processes end when the last
+    batch is read, and of a short life there are few samples.
     """
     each = [
         statistics.median(sample[name] for sample in life.samples)
