@@ -17,6 +17,8 @@ _SIGNED = re.compile(
 """Parameters of signed addresses, of S3, Google and Azure, also where they are spelled as `%3F`."""
 _QUERY = re.compile(r"(\bhttps?:/{1,2}[^\s?#]*)[?#]\S*", re.IGNORECASE)
 _ADDRESS = re.compile(rf"{_COLON}", re.IGNORECASE)
+SIGNS = "[@?#;&%]"
+"""An address that `holds_secret` has at least one of these signs."""
 
 
 def is_address(text: str) -> bool:

@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import itertools
 import logging
-import os
 import re
 import tempfile
 import time
@@ -22,7 +21,7 @@ from concurrent import futures
 from typing import Any, Generic, TypeVar
 
 import pathfm_cli
-from pathfm_cli import errors
+from pathfm_cli import config, errors
 
 PATIENCE = "PATHFM_DASK_TIMEOUT_S"
 """Environment variable: seconds that a scheduler may take to answer, and its first worker to be
@@ -66,14 +65,7 @@ def patience() -> float:
     Raises:
         errors.UsageError: `PATIENCE` is no number above 0.
     """
-    text = os.environ.get(PATIENCE, "30")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise errors.UsageError(f"{PATIENCE}={text} is no number of seconds.", f"{PATIENCE}=600")
-    return seconds
+    return config.seconds(PATIENCE, 30)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import types
 import typing
@@ -116,6 +117,22 @@ def dumps(config: Any) -> str:
     lines: list[str] = []
     _dump(dataclasses.asdict(config), "", lines)
     return "\n".join(lines).strip() + "\n"
+
+
+def seconds(variable: str, default_s: float) -> float:
+    """The seconds that an environment variable states, or `default_s` where it is not set.
+
+    Raises:
+        errors.UsageError: it is no number above 0 and below a million.
+    """
+    text = os.environ.get(variable, str(default_s))
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise errors.UsageError(f"{variable}={text} is no number of seconds.", f"{variable}=600")
+    return found
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

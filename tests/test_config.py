@@ -80,3 +80,15 @@ def test_the_last_word_of_a_setting_finds_it() -> None:
     with pytest.raises(errors.UsageError) as caught:
         config.build(Rates, {"lr": 1.0})
     assert caught.value.hint == "did you mean base_lr or min_lr?"
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1e6"])
+def test_seconds_of_the_environment_are_a_number_above_0(text, monkeypatch):
+    monkeypatch.delenv("PATHFM_WAIT_S", raising=False)
+    assert config.seconds("PATHFM_WAIT_S", 30) == 30
+    monkeypatch.setenv("PATHFM_WAIT_S", "2.5")
+    assert config.seconds("PATHFM_WAIT_S", 30) == 2.5
+    monkeypatch.setenv("PATHFM_WAIT_S", text)
+    with pytest.raises(errors.UsageError, match=f"PATHFM_WAIT_S={text} is no number") as told:
+        config.seconds("PATHFM_WAIT_S", 30)
+    assert told.value.hint == "PATHFM_WAIT_S=600"

@@ -18,7 +18,7 @@ ALLOWED = {
     "columns": {"errors", "kinds", "addresses"},
     "artifacts": {"errors", "kinds", "disk", "parquet", "columns"},
     "page": {"errors", "disk"},
-    "cluster": {"errors"},
+    "cluster": {"errors", "config"},
     "wsi": {"errors", "addresses", "artifacts", "wsi"},
     "data": TOP | {"wsi", "data", "model.unet"},
     "model": TOP | {"model"},

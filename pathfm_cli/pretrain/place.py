@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import distributed
 
-from pathfm_cli import errors
+from pathfm_cli import config, errors
 from pathfm_cli.model import device as devices
 
 PATIENCE = "PATHFM_PEER_TIMEOUT_S"
@@ -69,14 +69,7 @@ def patience() -> datetime.timedelta:
     Raises:
         errors.UsageError: it is no number above 0.
     """
-    text = os.environ.get(PATIENCE, "1800")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise errors.UsageError(f"{PATIENCE}={text} is no number of seconds.", f"{PATIENCE}=600")
-    return datetime.timedelta(seconds=seconds)
+    return datetime.timedelta(seconds=config.seconds(PATIENCE, 1800))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from goodfiles import Good
 from processes import pathfm
 from refusals import refused
 
-from pathfm_cli import addresses, artifacts, errors
+from pathfm_cli import addresses, artifacts, columns, errors
 from pathfm_cli.wsi import cache, remote
 
 SECRET = "TOPSECRET7"
@@ -210,11 +210,14 @@ def test_spellings_of_secrets(uri: str) -> None:
     with pytest.raises(errors.SlideError, match="cannot be kept in an index") as raised:
         remote.split(uri)
     assert SECRET not in str(raised.value)
+    with pytest.raises(errors.InputError, match="x.parquet holds an address"):
+        columns.refuse_secrets("x.parquet", pl.DataFrame({"uri": ["s3://b/plain.svs", uri]}))
 
 
 @pytest.mark.parametrize("uri", ["s3://b/a?b#c;d.svs", "s3://b/k@2x.svs", "http://h:8/a@b.svs"])
 def test_plain_addresses_are_kept(uri: str) -> None:
     assert not addresses.holds_secret(uri)
+    columns.refuse_secrets("x.parquet", pl.DataFrame({"uri": [uri]}))
 
 
 @pytest.mark.parametrize(
